@@ -1,0 +1,319 @@
+"""One TOML file -> frozen dataclasses. Past this file nothing looks a setting up by a string.
+
+`load` reads a preset or a file, applies `--set section.key=value`, and refuses what it does not know, with a
+suggestion. Every rank reads the same text and so comes to the same verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from hpcnn.errors import ConfigError
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str = "lenet5"
+    """A model of hpcnn.nn.models: lenet5 alexnet vgg11 vgg16 vgg11-32 vgg16-32 resnet20 resnet50 yolo16."""
+    dropout: Fraction | None = None
+    """Rate of the model's dropout layers; left out: the published one."""
+    sync_batchnorm: bool = True
+    """Batch-norm statistics over the whole global batch (True) or over each rank's samples (False)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and what is done to them on the way in."""
+
+    source: str = "builtin"
+    """"builtin", "synthetic", an HDF5 file, or a folder with train.h5 and test.h5."""
+    test: str = ""
+    """HDF5 file of the test images where `source` is a file; empty: no test set."""
+    image_shape: tuple[Positive, Positive, Positive] = (32, 32, 3)
+    """Rows, columns and channels of synthetic images."""
+    num_classes: Positive = 10
+    """Classes of the synthetic images."""
+    num_samples: Positive = 1024
+    """Synthetic images in an epoch."""
+    crop_padding: Count = 0
+    """Augmentation: pad each side by so many pixels and crop back at a random place; 0: off."""
+    flip: bool = False
+    """Augmentation: mirror every second image, at random."""
+    shuffle_block: Positive = 256
+    """Consecutive rows of the file that stay together when blocks are shuffled on disk."""
+    prefetch: Count = 2
+    """Batches that the loader thread prepares ahead; 0: load inside the step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The recipe."""
+
+    steps: Count = 0
+    """Updates to make; 0: as many as `epochs` gives."""
+    epochs: Positive = 1
+    """Passes over the training images, when `steps` is 0."""
+    global_batch: Positive = 128
+    """Samples of one update, over all ranks."""
+    seed: Count = 1
+    """Key of every random draw: initial weights, order, augmentation, dropout."""
+    optimizer: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
+    """Update rule."""
+    lr: NonNegative = 0.1
+    """Peak learning rate, for a batch of `base_batch`."""
+    base_batch: Count = 0
+    """Linear scaling: the rate is multiplied by global_batch / base_batch; 0: not scaled."""
+    schedule: Literal["constant", "step", "cosine", "polynomial"] = "cosine"
+    """How the rate falls after the warm-up."""
+    warmup_epochs: NonNegative = 0.0
+    """Epochs in which the rate climbs linearly from zero to its peak."""
+    milestones: tuple[NonNegative, ...] = ()
+    """Schedule "step": epochs after which the rate is multiplied by `gamma`."""
+    gamma: NonNegative = 0.1
+    """Schedule "step": the factor."""
+    power: NonNegative = 2.0
+    """Schedule "polynomial": the exponent."""
+    momentum: Fraction = 0.9
+    """SGD and LARS."""
+    nesterov: bool = False
+    """SGD: look ahead."""
+    weight_decay: NonNegative = 0.0
+    """Pull of the weights towards zero; biases and norm parameters are exempt."""
+    beta1: Fraction = 0.9
+    """Adam and AdamW: decay of the first moment."""
+    beta2: Fraction = 0.999
+    """Adam and AdamW: decay of the second moment."""
+    epsilon: NonNegative = 1e-8
+    """Adam, AdamW and LARS: keeps a quotient finite."""
+    trust_coefficient: NonNegative = 0.001
+    """LARS: ratio of weight norm to update norm."""
+    clip_norm: NonNegative = 0.0
+    """Largest global gradient norm; longer gradients are scaled down. 0: off."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target probability spread evenly over all classes."""
+    reproducible: Literal[False] = False
+    """Same bits on any number of ranks. Not in this version: only False is accepted."""
+    compute: Literal["fp32"] = "fp32"
+    """Number format of the arithmetic. Only fp32 in this version."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """How the layers are split over the ranks."""
+
+    preset: Literal["data"] = "data"
+    """data: every rank has all weights and its share of the batch. The only preset in this version."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExchangeConfig:
+    """How gradients travel."""
+
+    kind: Literal["allreduce"] = "allreduce"
+    """allreduce: sum the gradients of all ranks, bucket by bucket, as backward finishes them."""
+    algorithm: Literal["auto", "butterfly", "halving-doubling", "ring", "mpi"] = "auto"
+    """Which all-reduce: hpcnn's schedules, the MPI library's own, or the better guess by size."""
+    bucket_bytes: Positive = 4_000_000
+    """Gradients of consecutive layers travel together until so many bytes are reached."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    every_epochs: Count = 1
+    """Write a checkpoint after so many epochs; 0: never."""
+    every_steps: Count = 0
+    """Write a checkpoint after so many steps as well; 0: never."""
+    keep: Positive = 2
+    """Newest checkpoints that stay; the best by test accuracy and the final one stay besides."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is said while it runs."""
+
+    every_seconds: NonNegative = 10.0
+    """Batch log: one plain line at most so often. A terminal has a progress bar instead."""
+    evaluate_every_epochs: Count = 1
+    """Measure test accuracy after so many epochs; 0: only at the end."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run folder (needs hpcnn[tensorboard])."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run depends on."""
+
+    device: Literal["cpu"] = "cpu"
+    """Where the arithmetic runs. Only cpu in this version."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    plan: PlanConfig = PlanConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+
+def presets() -> tuple[str, ...]:
+    """Return the names of the presets shipped with the package."""
+    folder = resources.files("hpcnn") / "presets"
+    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a preset or TOML file, with `section.key=value` overrides applied.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or not TOML, or a key is unknown, of the wrong type or out of range.
+    """
+    tree = _read(source)
+    for override in overrides:
+        _apply(tree, override)
+    return from_tree(tree)
+
+
+def from_tree(tree: dict[str, Any]) -> Config:
+    """Return the configuration that a parsed TOML document describes; raises ConfigError."""
+    _refuse_unknown(tree, Config, "")
+    try:
+        return msgspec.convert(tree, Config, strict=True)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        key = where.strip("`").removeprefix("$.") or "the document"
+        raise ConfigError(f"config: '{key}' (={_value_at(tree, key)!r}): {_lower(what)}.") from None
+
+
+def to_toml(config: Config) -> str:
+    """Return the whole configuration as TOML text that `load` reads back to an equal one."""
+    import tomli_w  # written by rank 0 only
+
+    return tomli_w.dumps(_without_none(dataclasses.asdict(config)))
+
+
+def from_toml(text: str, origin: str) -> Config:
+    """Return the configuration in a TOML text; `origin` names it in errors."""
+    try:
+        return from_tree(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config: {origin} is not valid TOML: {error}.") from None
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    name = str(source)
+    if name in presets():
+        return tomllib.loads((resources.files("hpcnn") / "presets" / f"{name}.toml").read_text())
+    path = Path(source)
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        hint = _suggestion(name, presets()) or f" Presets are: {', '.join(presets())}."
+        raise ConfigError(f"config: '{name}' is neither a preset nor a file.{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: cannot read '{name}': {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config: '{name}' is not valid TOML: {error}.") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Put one `section.key=value` into the tree; the value is TOML, or else a plain string."""
+    path, equals, text = override.partition("=")
+    names = path.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"config: --set '{override}' must read section.key=value, such as train.lr=0.1.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node = tree
+    for name in names[:-1]:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"config: --set '{override}': '{name}' is a value, not a section.")
+    node[names[-1]] = value
+
+
+def _refuse_unknown(tree: dict[str, Any], kind: type, prefix: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if name not in fields:
+            raise ConfigError(f"config: unknown key '{path}'.{_suggestion(path, _all_keys(Config))}")
+        default = fields[name].default
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, dict):
+                raise ConfigError(f"config: '{path}' (={value!r}) must be a section with keys, [{path}].")
+            _refuse_unknown(value, type(default), f"{path}.")
+
+
+def _all_keys(kind: type, prefix: str = "") -> list[str]:
+    keys = []
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.default):
+            keys += _all_keys(type(field.default), f"{prefix}{field.name}.")
+        else:
+            keys.append(f"{prefix}{field.name}")
+    return keys
+
+
+# What people call a setting elsewhere, where the spelling alone would not lead to ours.
+_SYNONYMS = {
+    "learning_rate": "train.lr",
+    "batch_size": "train.global_batch",
+    "batch": "train.global_batch",
+    "max_steps": "train.steps",
+    "num_epochs": "train.epochs",
+    "wd": "train.weight_decay",
+    "dataset": "data.source",
+    "allreduce": "exchange.algorithm",
+}
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    last = name.rsplit(".", 1)[-1]
+    synonym = _SYNONYMS.get(last)
+    if synonym in known:
+        return f" Did you mean '{synonym}'?"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not close:
+        tails = {key.rsplit(".", 1)[-1]: key for key in known}
+        close = [tails[tail] for tail in difflib.get_close_matches(last, list(tails), n=1, cutoff=0.6)]
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _value_at(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        if not isinstance(tree, dict) or name not in tree:
+            return tree
+        tree = tree[name]
+    return tree
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if value is not None
+    }

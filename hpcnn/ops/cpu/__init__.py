@@ -1,0 +1,1 @@
+"""The plain NumPy implementation of every operator; float32 and float64."""
