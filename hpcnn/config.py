@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -199,7 +199,9 @@ def from_tree(tree: dict[str, Any]) -> Config:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
         key = where.strip("`").removeprefix("$.") or "the document"
-        raise ConfigError(f"config: '{key}' (={_value_at(tree, key)!r}): {_lower(what)}.") from None
+        choices = _choices(key)
+        rule = f"must be {choices}" if choices else _lower(what)
+        raise ConfigError(f"config: '{key}' (={_value_at(tree, key)!r}): {rule}.") from None
 
 
 def to_toml(config: Config) -> str:
@@ -209,12 +211,15 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(_without_none(dataclasses.asdict(config)))
 
 
-def from_toml(text: str, origin: str) -> Config:
-    """Return the configuration in a TOML text; `origin` names it in errors."""
+def from_toml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration in a TOML text, with overrides applied; `origin` names it in errors."""
     try:
-        return from_tree(tomllib.loads(text))
+        tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config: {origin} is not valid TOML: {error}.") from None
+    for override in overrides:
+        _apply(tree, override)
+    return from_tree(tree)
 
 
 def _read(source: str | Path) -> dict[str, Any]:
@@ -297,6 +302,14 @@ def _suggestion(name: str, known: Sequence[str]) -> str:
         tails = {key.rsplit(".", 1)[-1]: key for key in known}
         close = [tails[tail] for tail in difflib.get_close_matches(last, list(tails), n=1, cutoff=0.6)]
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _choices(path: str) -> str:
+    """Return the values that the setting at `path` may take, as words, or nothing when it is not a choice."""
+    kind: Any = Config
+    for name in path.split("."):
+        kind = get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    return " or ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else ""
 
 
 def _value_at(tree: Any, path: str) -> Any:

@@ -214,20 +214,50 @@ class FlattenSpec(LayerSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShortcutSpec(LayerSpec):
+    """Shortcut without parameters: every `stride`-th row and column, then zero channels up to `out_channels`.
+
+    Option A of He, Zhang, Ren, Sun, "Deep residual learning for image recognition", arXiv:1512.03385.
+    """
+
+    out_channels: int
+    stride: Pair = (1, 1)
+
+    def __post_init__(self) -> None:
+        if self.out_channels < self.input_shape[2]:
+            raise ShapeError(
+                f"{self.name}: out_channels (={self.out_channels}) must be at least in_channels"
+                f" (={self.input_shape[2]})."
+            )
+
+    @property
+    def output_shape(self) -> Shape:  # noqa: D102
+        rows, columns = output_size((self.input_shape[0], self.input_shape[1]), (1, 1), self.stride)
+        return rows, columns, self.out_channels
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model: layers in an order in which each comes after those it reads. The last layer's output is the logits."""
+    """A model: layers in an order in which each comes after those it reads. The last layer's output is the logits.
+
+    `initial_weights` is the rule that weights are drawn by: "he" before activations and batch norms and Glorot
+    elsewhere, or "glorot" everywhere (see `nn/initialise.py`).
+    """
 
     name: str
     input_shape: Shape
     num_classes: int
     layers: tuple[LayerSpec, ...]
+    initial_weights: Literal["he", "glorot"] = "he"
 
     def __post_init__(self) -> None:
         shapes: dict[str, Shape] = {INPUT: self.input_shape}
         for layer in self.layers:
             for source in layer.inputs:
                 if source not in shapes:
-                    raise ShapeError(f"{self.name}: layer '{layer.name}' reads '{source}', which no earlier layer makes.")
+                    raise ShapeError(
+                        f"{self.name}: layer '{layer.name}' reads '{source}', which no earlier layer makes."
+                    )
                 if shapes[source] != layer.input_shape:
                     raise ShapeError(
                         f"{self.name}: layer '{layer.name}' expects an input of {layer.input_shape} but '{source}'"

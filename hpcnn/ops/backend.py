@@ -37,7 +37,9 @@ def implementation(x: Array) -> ModuleType:
     """
     if not isinstance(x, np.ndarray):
         kind = f"{type(x).__module__}.{type(x).__qualname__}"
-        raise ShapeError(f"ops: array of type {kind}; this version computes on NumPy arrays. Copy it to the host first.")
+        raise ShapeError(
+            f"ops: array of type {kind}; this version computes on NumPy arrays. Copy it to the host first."
+        )
     if x.dtype == np.float32:
         return _float32 if _float32 is not None else _choose()
     if x.dtype != np.float64:

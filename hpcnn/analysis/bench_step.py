@@ -1,0 +1,170 @@
+"""How long a training step takes: forward, loss, backward, exchange and update of a model on random images.
+
+Where PyTorch is installed and there is one rank, the same model in PyTorch takes its step in turn with ours, in the
+same process and on as many threads, so that a slow minute of the machine falls on both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcnn import config as configuration
+from hpcnn import rng
+from hpcnn.analysis.torch_twin import TorchTwin
+from hpcnn.comm.world import World
+from hpcnn.data import open_data
+from hpcnn.geometry import split
+from hpcnn.nn import models
+from hpcnn.nn.model import Model
+from hpcnn.parallel.exchange import make_exchange
+from hpcnn.parallel.program import Program
+from hpcnn.plan.planner import make_plan
+from hpcnn.train import optimizers
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTiming:
+    """One model's step, over all ranks; times are medians in seconds, of the slowest rank where there are several."""
+
+    model: str
+    ranks: int
+    global_batch: int
+    repeats: int
+    step_s: float
+    fastest_s: float
+    compute_s: float
+    exchange_s: float
+    update_s: float
+    peer_s: float | None
+    peer_fastest_s: float | None
+    loss_difference: float | None
+
+    @property
+    def images_per_second(self) -> float:
+        """Samples of the global batch by the median step."""
+        return self.global_batch / self.step_s
+
+    @property
+    def speedup(self) -> float | None:
+        """Peer's median over ours; None without a peer."""
+        return None if self.peer_s is None else self.peer_s / self.step_s
+
+
+class OwnStep:
+    """A training step of ours on one random batch, phase by phase.
+
+    Parameters
+    ----------
+    preset : str
+        Names the model and its recipe; dropout is off, so that a peer can be compared.
+    global_batch : int
+        Samples over all ranks.
+    world : World
+        The ranks; each takes its share of the batch.
+    """
+
+    def __init__(self, preset: str, global_batch: int, world: World) -> None:
+        config = configuration.load(preset)
+        with closing(open_data(config.data, "train")) as data:
+            self.spec = models.build(config.model.name, data.image_shape, data.num_classes, 0.0)
+        self.recipe = config.train
+        self.images, self.labels = random_batch(data.image_shape, data.num_classes, global_batch)
+        self.model = Model(self.spec, seed=config.train.seed)
+        share = split(global_batch, world.size, world.rank)
+        self._share = slice(share.start, share.stop)
+        plan = make_plan(self.spec, "data", world.size, global_batch)
+        exchange = make_exchange(config.exchange, self.spec, self.model.parameters, world)
+        self._program = Program(self.model, plan, world, exchange)
+        self._optimizer = optimizers.build(config.train, self.model.parameters)
+
+    def __call__(self, step: int) -> tuple[float, float, float, float]:
+        """Make one step and return its loss (this rank's share) and the seconds of compute, exchange and update."""
+        program, share = self._program, self._share
+        program.comm_seconds = 0.0
+        context = program.context(
+            training=True,
+            seed=self.recipe.seed,
+            step=step,
+            samples=np.arange(share.start, share.stop),
+            global_batch=len(self.images),
+        )
+        begin = time.perf_counter()
+        loss, _ = program.train_step(self.images[share], self.labels[share], context)
+        computed, during = time.perf_counter(), program.comm_seconds
+        program.wait_gradients()
+        updating = time.perf_counter()
+        for block in program.exchange.owned:
+            self._optimizer.update(LEARNING_RATE, step, block.start, block.stop)
+        updated = time.perf_counter()
+        program.publish()
+        return loss, computed - begin - during, program.comm_seconds, updated - updating
+
+
+# Small: repeated steps on one batch stay finite, and the weights of ours and the peer's stay close.
+LEARNING_RATE = 1e-3
+
+
+def random_batch(shape: tuple[int, int, int], classes: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return normal images (count, H, W, C), float32, and labels (count,), equal on every rank."""
+    draw = rng.generator(1, "bench step")
+    return draw.standard_normal((count, *shape), dtype=np.float32), draw.integers(0, classes, count)
+
+
+def time_step(preset: str, *, global_batch: int, repeats: int, world: World, peer: bool = True) -> StepTiming:
+    """Return the timing of one model's step (collective).
+
+    Parameters
+    ----------
+    preset : str
+        Model and recipe.
+    global_batch, repeats : int
+        Samples a step over all ranks; timed steps, after one that is not timed.
+    world : World
+        The ranks.
+    peer : bool
+        Time PyTorch too, if it is installed and there is one rank.
+    """
+    own = OwnStep(preset, global_batch, world)
+    other = _peer_step(own) if peer and world.size == 1 else None
+    first_loss = own(0)[0]
+    loss_difference = abs(other() - first_loss) / abs(first_loss) if other else None
+    phases, peer_times = [], []
+    for repeat in range(repeats):
+        world.barrier()
+        phases.append(own(repeat + 1)[1:])
+        if other:
+            begin = time.perf_counter()
+            other()
+            peer_times.append(time.perf_counter() - begin)
+    steps = np.array(world.comm.allgather([sum(phase) for phase in phases])).max(axis=0)
+    compute_s, exchange_s, update_s = (float(value) for value in np.median(np.array(phases), axis=0))
+    return StepTiming(
+        model=preset,
+        ranks=world.size,
+        global_batch=global_batch,
+        repeats=repeats,
+        step_s=float(np.median(steps)),
+        fastest_s=float(steps.min()),
+        compute_s=compute_s,
+        exchange_s=exchange_s,
+        update_s=update_s,
+        peer_s=statistics.median(peer_times) if peer_times else None,
+        peer_fastest_s=min(peer_times, default=None),
+        loss_difference=loss_difference,
+    )
+
+
+def _peer_step(own: OwnStep) -> Callable[[], float] | None:
+    """Return a function that makes PyTorch's step on the same batch and returns its loss; None without PyTorch."""
+    try:
+        twin = TorchTwin(own.spec, momentum=own.recipe.momentum, weight_decay=own.recipe.weight_decay)
+    except ImportError:
+        return None
+    twin.load(own.model.parameters, own.model.statistics)
+    return lambda: twin.step(own.images, own.labels, LEARNING_RATE)

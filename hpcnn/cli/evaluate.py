@@ -1,0 +1,70 @@
+"""`hpcnn evaluate`: accuracy and loss of a finished run or of one checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from hpcnn import config as configuration
+from hpcnn.config import Config
+from hpcnn.errors import CheckpointError, ConfigError
+from hpcnn.train import checkpoint as checkpoints
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its flags."""
+    parser = subparsers.add_parser("evaluate", help="measure a trained network on the test images")
+    parser.add_argument("run", type=Path, help="run folder (its newest checkpoint) or checkpoint file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the score; the configuration is the one kept in the checkpoint (collective)."""
+    from hpcnn.comm.world import start
+    from hpcnn.train.evaluate import evaluate
+    from hpcnn.train.setup import assemble
+
+    world = start()
+    with world.agreeing():
+        loaded = _load(args.run) if world.rank == 0 else None
+    text = world.broadcast_obj(None if loaded is None else loaded.config)
+    config = _for_evaluation(configuration.from_toml(text, f"the configuration in '{args.run}'", args.set), world.size)
+    parts = assemble(config, world)
+    try:
+        if parts.test_data is None:
+            raise ConfigError("evaluate: no test images are configured; name a file with --set data.test=FILE.h5.")
+        model = parts.model
+        with world.agreeing():
+            if loaded is not None:
+                checkpoints.restore_into(
+                    loaded, model=model.spec.name, parameters=model.parameters, statistics=model.statistics
+                )
+        for array in (model.parameters.values, *model.statistics.values()):
+            world.broadcast(array)
+        score = evaluate(parts.program, parts.test_data, config.train.global_batch)
+    finally:
+        parts.close()
+    if world.rank == 0:
+        if args.json:
+            print(json.dumps(dataclasses.asdict(score)))
+        else:
+            print(f"test accuracy {score.accuracy:.4f}, test loss {score.loss:.4f}, {score.num_samples} images")
+    return 0
+
+
+def _load(path: Path) -> checkpoints.Checkpoint:
+    if path.is_file():
+        return checkpoints.load(path)
+    found = checkpoints.latest(path) if path.is_dir() else None
+    if found is None:
+        raise CheckpointError(f"evaluate: '{path}' is neither a checkpoint nor a run folder with checkpoints.")
+    return found.checkpoint
+
+
+def _for_evaluation(config: Config, ranks: int) -> Config:
+    """Return the configuration with a batch of at least one image a rank: a test has no batch size to be true to."""
+    batch = max(config.train.global_batch, ranks)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch=batch))

@@ -1,0 +1,67 @@
+"""`hpcnn train`: the command that a batch job starts on every rank."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from hpcnn import config as configuration
+from hpcnn.errors import ConfigError
+from hpcnn.train.setup import assemble
+from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
+
+DEFAULT = "lenet5"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its flags."""
+    parser = subparsers.add_parser("train", help="train a network (start it with mpirun or srun)")
+    parser.add_argument("config", nargs="?", help=f"TOML file or preset (default: the run's own to --resume, {DEFAULT} otherwise)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-DATE)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
+    parser.add_argument("--init", type=Path, metavar="FILE.h5", help="start from the parameters of this checkpoint")
+    parser.add_argument("--plan", type=Path, metavar="FILE.toml", help="obey this saved plan")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; return 0 when done, 75 when stopped by a signal behind a checkpoint (collective)."""
+    from hpcnn.comm.world import start
+
+    world = start()
+    if args.resume and args.out is None:
+        raise ConfigError("train: --resume needs --out, the folder of the run to go on with.")
+    source = args.config or _own_config(args) or DEFAULT
+    with world.agreeing():
+        config = configuration.load(source, args.set)
+    default = Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(world.broadcast_obj(str(args.out or default)))
+    with world.agreeing():
+        plan_text = _read_plan(args.plan)
+    parts = assemble(config, world, plan_text)
+    try:
+        trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
+        trainer.prepare(resume=args.resume, init=args.init)
+        outcome = trainer.train()
+    finally:
+        parts.close()
+    if world.rank == 0:
+        print(outcome.describe())
+    return EXIT_RUN_AGAIN if outcome.stopped else 0
+
+
+def _own_config(args: argparse.Namespace) -> str | None:
+    """Return the configuration that a run to resume was started with, if it is there."""
+    saved = args.out / "config.toml" if args.resume else None
+    return str(saved) if saved is not None and saved.exists() else None
+
+
+def _read_plan(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"train: cannot read the plan '{path}': {error}.") from None

@@ -1,0 +1,58 @@
+"""The one policy for waiting on messages: poll, briefly at full speed, then with sleeps that grow.
+
+MPI's blocking waits spin. Under a CPU quota, or with more ranks than cores, that eats the time the other ranks need to
+get ready. So nothing here blocks inside MPI: a wait is a loop of Test calls with a `Patience` between them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+SPIN_S = 50e-6
+FIRST_SLEEP_S = 20e-6
+LONGEST_SLEEP_S = 1e-3
+
+
+class Patience:
+    """How long to wait before the next poll.
+
+    Parameters
+    ----------
+    core_each : bool
+        Every rank of the node has a core of its own: poll for `SPIN_S` seconds without sleeping, for low latency.
+        Otherwise sleep from the first failed poll on.
+    """
+
+    __slots__ = ("_deadline", "_sleep_s", "_spin_s")
+
+    def __init__(self, *, core_each: bool) -> None:
+        self._spin_s = SPIN_S if core_each else 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over, after something has arrived."""
+        self._sleep_s = FIRST_SLEEP_S
+        self._deadline: float | None = None
+
+    def pause(self) -> None:
+        """Let time pass after a poll that found nothing."""
+        if self._spin_s:
+            now = time.perf_counter()
+            if self._deadline is None:
+                self._deadline = now + self._spin_s
+            if now < self._deadline:
+                return
+        time.sleep(self._sleep_s)
+        self._sleep_s = min(2.0 * self._sleep_s, LONGEST_SLEEP_S)
+
+
+def wait(done: Callable[[], bool], patience: Patience, timeout_s: float | None = None) -> bool:
+    """Poll `done` until it is true and return True, or return False after `timeout_s` seconds."""
+    patience.reset()
+    give_up = None if timeout_s is None else time.perf_counter() + timeout_s
+    while not done():
+        if give_up is not None and time.perf_counter() > give_up:
+            return False
+        patience.pause()
+    return True

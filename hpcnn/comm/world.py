@@ -1,0 +1,176 @@
+"""All ranks of the job: who they are, what each may use, and how they come to one verdict."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpcnn.comm import abort
+from hpcnn.comm.abort import run_and_exit as run_and_exit
+from hpcnn.comm.collectives import traffic
+from hpcnn.comm.counters import Traffic
+from hpcnn.comm.engine import CHUNK_BYTES, check_array
+from hpcnn.comm.library import NodeShare, load, node_share
+from hpcnn.comm.wait import Patience, wait
+from hpcnn.errors import CommError, HpcnnError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+OMP_NUM_THREADS = "OMP_NUM_THREADS"
+
+
+class World:
+    """The ranks of the job. Made once, by `start`.
+
+    Attributes
+    ----------
+    comm : mpi4py.MPI.Intracomm
+        A duplicate of COMM_WORLD: messages on it meet nobody else's.
+    rank, size : int
+        This rank and the number of ranks.
+    local_rank, local_size : int
+        The same among the ranks of this node.
+    hostnames : tuple of str
+        The node of every rank.
+    num_threads : int
+        Threads that BLAS and OpenMP use in this rank.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, share: NodeShare, num_threads: int) -> None:
+        self.comm = comm
+        self.rank: int = comm.rank
+        self.size: int = comm.size
+        self.local_rank = share.local_rank
+        self.local_size = share.local_size
+        self.num_threads = num_threads
+        self.hostnames: tuple[str, ...] = tuple(comm.allgather(load().Get_processor_name()))
+        self._patience = Patience(core_each=share.core_each)
+
+    def __repr__(self) -> str:
+        return f"World(rank={self.rank}, size={self.size}, host={self.hostnames[self.rank]!r})"
+
+    def barrier(self) -> None:
+        """Return once all ranks have come here (collective)."""
+        self._finish(self.comm.Ibarrier())
+
+    def broadcast_obj(self, value: Any, root: int = 0) -> Any:
+        """Return the `value` of rank `root` on all ranks (collective); any object that pickles."""
+        data = np.frombuffer(bytearray(pickle.dumps(value)), np.uint8) if self.rank == root else np.empty(0, np.uint8)
+        length = np.array([data.size], np.int64)
+        self._finish(self.comm.Ibcast(length, root))
+        if self.rank != root:
+            data = np.empty(length[0], np.uint8)
+        self.broadcast(data, root)
+        return value if self.rank == root else pickle.loads(data.tobytes())
+
+    def broadcast(self, array: np.ndarray, root: int = 0) -> None:
+        """Overwrite `array`, C-contiguous and equally long everywhere, with that of rank `root` (collective)."""
+        check_array(array)
+        data = array.reshape(-1).view(np.uint8)
+        for start in range(0, data.size, CHUNK_BYTES):
+            self._finish(self.comm.Ibcast(data[start : start + CHUNK_BYTES], root))
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this rank has sent in collectives over `comm`; its own messages of agreement are not counted."""
+        return traffic(self.comm)
+
+    def agree(self, error: HpcnnError | None = None) -> None:
+        """Raise on all ranks what any rank brings along, or return everywhere (collective).
+
+        Parameters
+        ----------
+        error : HpcnnError, optional
+            What went wrong on this rank. If several ranks bring one, the lowest is heard.
+
+        Raises
+        ------
+        HpcnnError
+            Of the same class and with the same words on all ranks, "(on rank R)" added when there are several.
+        """
+        mine = np.array([self.size if error is None else self.rank], np.int64)
+        first = np.empty_like(mine)
+        self._finish(self.comm.Iallreduce(mine, first, load().MIN))
+        root = int(first[0])
+        if root == self.size:
+            return
+        kind, words = self.broadcast_obj((type(error), str(error)), root)
+        raise kind(f"{words} (on rank {root})" if self.size > 1 else words) from error
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Agree at the end of a `with` block: an HpcnnError inside it, on any rank, is raised on all (collective)."""
+        error = None
+        try:
+            yield
+        except HpcnnError as raised:
+            error = raised
+        self.agree(error)
+
+    def _finish(self, request: MPI.Request) -> None:
+        wait(request.Test, self._patience)
+
+
+@functools.cache
+def start() -> World:
+    """Initialise MPI and return the world; the same one on every call (collective on the first).
+
+    BLAS and OpenMP are held to this rank's share of the cores, unless OMP_NUM_THREADS is set. From here on an
+    exception that nobody catches, on any rank and in any thread, ends the job instead of hanging it.
+
+    Raises
+    ------
+    CommError
+        If there is no MPI library, or the launcher started several tasks which MPI does not connect.
+    """
+    mpi = load()
+    refuse_singleton(mpi.COMM_WORLD.size, os.environ)
+    comm = mpi.COMM_WORLD.Dup()
+    share = node_share(comm)
+    world = World(comm, share, _limit_threads(share))
+    abort.install(comm.Dup())
+    return world
+
+
+def refuse_singleton(size: int, environment: Mapping[str, str]) -> None:
+    """Raise CommError if the launcher says several tasks and MPI says one.
+
+    Such a job is N trainings that know nothing of each other and write over each other's files, all of which "succeed".
+    The launcher that starts the ranks itself is believed before Slurm, in whose allocation it may run.
+    """
+    if size != 1:
+        return
+    for names in (("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"), ("SLURM_STEP_NUM_TASKS",), ("SLURM_NTASKS",)):
+        for name in names:
+            if name == "SLURM_NTASKS" and "SLURM_STEP_ID" not in environment:
+                continue  # a batch script, not a task
+            if not environment.get(name, "").isdecimal():
+                continue
+            tasks = int(environment[name])
+            if tasks > 1:
+                raise CommError(
+                    f"comm: the launcher started {tasks} tasks ({name}) but MPI connects only 1; each would train"
+                    " alone. Under Slurm use srun --mpi=pmix or --mpi=pmi2, whichever this MPI library was built for;"
+                    " otherwise use the mpiexec that belongs to the library."
+                )
+            return
+
+
+def _limit_threads(share: NodeShare) -> int:
+    """Hold BLAS and OpenMP to this rank's share of the cores and return the number of threads."""
+    chosen = os.environ.get(OMP_NUM_THREADS, "").split(",")[0].strip()
+    if chosen.isdecimal() and int(chosen) > 0:
+        return int(chosen)
+    if share.num_sharing > 1:
+        import threadpoolctl
+
+        threadpoolctl.threadpool_limits(share.num_threads)
+        os.environ[OMP_NUM_THREADS] = str(share.num_threads)  # for libraries that load later
+    return share.num_threads

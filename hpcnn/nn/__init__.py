@@ -1,0 +1,1 @@
+"""Layers, losses and models: what is computed for a block of samples, never where the other samples are."""

@@ -1,0 +1,34 @@
+"""Fully connected layer."""
+
+from __future__ import annotations
+
+from hpcnn import ops
+from hpcnn.arrays import Array
+from hpcnn.nn.context import StepContext
+from hpcnn.nn.layer import Layer, Saved
+from hpcnn.spec import LinearSpec
+
+
+class Linear(Layer[LinearSpec]):
+    """Fully connected layer y = x W^T + b with optional bias and fused activation."""
+
+    def forward(self, inputs: tuple[Array, ...], context: StepContext) -> tuple[Array, Saved]:
+        """Return the features, shape (N, out); saved: the input, and the output if an activation is fused."""
+        (x,) = inputs
+        activation = self.spec.activation
+        y = ops.linear_forward(x, self.value("weight"), self.value("bias"), activation=activation)
+        return y, ((x, y if activation else None) if context.training else None)
+
+    def error(self, grad_output: Array, saved: Saved, context: StepContext) -> Array:
+        """Return the gradient before the fused activation, shape (N, out)."""
+        _, y = saved
+        return ops.activation_backward(grad_output, y, self.spec.activation) if self.spec.activation else grad_output
+
+    def backward_weight(self, error: Array, saved: Saved, context: StepContext) -> None:
+        """Overwrite the gradients of weight and bias."""
+        x, _ = saved
+        ops.linear_backward_weight(x, error, bias=self.spec.bias, out=(self.grad("weight"), self.grad("bias")))
+
+    def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
+        """Return the gradient, shape (N, in)."""
+        return (ops.linear_backward_input(error, self.value("weight")),)

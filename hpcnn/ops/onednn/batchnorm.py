@@ -1,0 +1,199 @@
+"""Batch normalisation by oneDNN, over all axes but the last.
+
+Alone, backward is one fused pass. With others, the library is told that the statistics are constants: it then returns
+gamma / s * g (s the deviation, g the masked gradient) and this array's sums of g and of g * (x - mean) / s. Once these
+are summed over everyone, what the statistics' own gradients add is A x + B with A and B per channel: one more pass.
+Legend: M positions (samples times pixels), C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hpcnn.arrays import Shape, empty
+from hpcnn.ops import cpu
+from hpcnn.ops.onednn import library as lib
+from hpcnn.ops.onednn.pointwise import activation_backward, activation_inplace
+from hpcnn.ops.onednn.primitive import (
+    Description,
+    Handle,
+    Primitive,
+    address,
+    attributes,
+    cached,
+    images,
+    matrix,
+    plain,
+)
+
+# From here on the library works through images in blocks of channels, several times slower than row by row.
+ROWS_FROM_CHANNELS, ROWS_FROM_BYTES = 256, 1 << 23
+
+
+def batchnorm_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """See `hpcnn.ops.batchnorm_statistics`."""
+    ones = np.ones(x.shape[-1], np.float32)
+    _, mean, var, _ = batchnorm_forward(x, ones, ones, epsilon=1.0)
+    return mean.astype(np.float64), var.astype(np.float64)
+
+
+def batchnorm_forward(
+    x: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    *,
+    epsilon: float,
+    activation: str | None = None,
+    statistics: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """See `hpcnn.ops.batchnorm_forward`; the mask is the library's for ReLU, and the output for leaky ReLU."""
+    fused = activation == "relu"
+    primitive = _forward(x.shape, epsilon, fused, statistics is not None)
+    if primitive is None:
+        return cpu.batchnorm_forward(x, gamma, beta, epsilon=epsilon, activation=activation, statistics=statistics)
+    x, gamma, beta, y = plain(x), plain(gamma), plain(beta), empty(x.shape)
+    mean, var = (empty(x.shape[-1]), empty(x.shape[-1])) if statistics is None else statistics
+    centre, spread = _float32(mean), _float32(var)
+    addresses = [address(array) for array in (x, y, gamma, beta, centre, spread)]
+    if not fused:
+        primitive(*addresses)
+        if activation is None:
+            return y, mean, var, None
+        activation_inplace(y, activation)
+        return y, mean, var, y
+    mask = empty(primitive.workspace_bytes, np.uint8)
+    primitive(*addresses, address(mask))
+    return y, mean, var, mask
+
+
+def batchnorm_backward(
+    grad_output: np.ndarray,
+    x: np.ndarray,
+    gamma: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+    mask: np.ndarray | None,
+    *,
+    epsilon: float,
+    activation: str | None = None,
+    count: int | None = None,
+    reduce_sum: Callable[[np.ndarray], None] | None = None,
+    out: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """See `hpcnn.ops.batchnorm_backward`."""
+    fused = activation == "relu"
+    primitive = _backward(x.shape, epsilon, fused, reduce_sum is not None)
+    if primitive is None:
+        options: dict[str, Any] = {
+            "epsilon": epsilon,
+            "activation": activation,
+            "count": count,
+            "reduce_sum": reduce_sum,
+            "out": out,
+        }
+        return cpu.batchnorm_backward(grad_output, x, gamma, mean, var, mask, **options)
+    error, x, gamma, mean, var = plain(grad_output), plain(x), plain(gamma), _float32(mean), _float32(var)
+    if activation is not None and mask is not None and not fused:
+        error = activation_backward(error, mask, activation)
+    grad_input = empty(x.shape)
+    grad_gamma, grad_beta = out if out is not None else (empty(gamma.shape), empty(gamma.shape))
+    arrays = [x, error, grad_input, gamma, mean, var, grad_gamma, grad_beta]
+    if fused and mask is not None:
+        arrays.append(mask)
+    primitive(*[address(array) for array in arrays])
+    if reduce_sum is not None:
+        sums = np.array((grad_beta, grad_gamma), np.float64)
+        reduce_sum(sums)
+        _correct(grad_input, x, gamma, mean, var, sums / (count or x.size // x.shape[-1]), epsilon)
+    return grad_input, grad_gamma, grad_beta
+
+
+def _correct(
+    grad_input: np.ndarray,
+    x: np.ndarray,
+    gamma: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+    means: np.ndarray,
+    epsilon: float,
+) -> None:
+    """Add what the statistics' gradients contribute, from the batch's `means` of g and of g * (x - mean) / s."""
+    rstd = 1.0 / np.sqrt(var.astype(np.float64) + epsilon)
+    factor = -gamma * rstd * rstd * means[1]
+    offset = _float32(-gamma * rstd * means[0] - factor * mean)
+    factor = _float32(factor)
+    add_affine = _add_affine(x.size // x.shape[-1], x.shape[-1])
+    if add_affine is None:
+        grad_input += x * factor + offset
+    else:
+        target = address(grad_input)
+        add_affine(address(x), address(factor), target, address(offset), target)
+
+
+@cached
+def _forward(shape: Shape, epsilon: float, fused: bool, given: bool) -> Primitive:
+    """Return y from x, gamma and beta; mean and variance are read where `given`, else written; then the mask."""
+    arguments = (lib.SRC, lib.DST, lib.SCALE, lib.SHIFT, lib.MEAN, lib.VARIANCE)
+    return Primitive(_describe_forward(shape, epsilon, fused, given), (*arguments, *([lib.WORKSPACE] if fused else [])))
+
+
+@cached
+def _backward(shape: Shape, epsilon: float, fused: bool, given: bool) -> Primitive:
+    """Return dx, dgamma and dbeta from x, dy, gamma, mean, variance and the mask."""
+    hint = _describe_forward(shape, epsilon, fused, given)
+    layout = _layout(shape)
+    description = Description(
+        f"batchnorm gradient of {shape}",
+        "batch_normalization_backward",
+        lib.BACKWARD,
+        layout,
+        layout,
+        layout,
+        epsilon,
+        _flags(fused, given),
+        hint.handle,
+        attributes(),
+    )
+    arguments = [lib.SRC, lib.DIFF_DST, lib.DIFF_SRC, lib.SCALE, lib.MEAN, lib.VARIANCE, lib.DIFF_SCALE, lib.DIFF_SHIFT]
+    return Primitive(description, [*arguments, *([lib.WORKSPACE] if fused else [])])
+
+
+@cached
+def _add_affine(positions: int, channels: int) -> Primitive:
+    """Return z = A x + B + z, with A and B per channel; takes the addresses of x, A, z, B and z."""
+    layout, row = matrix(positions, channels), matrix(1, channels)
+    then = (
+        ("binary", lib.BINARY_ADD, (1, channels), (channels, 1)),
+        ("binary", lib.BINARY_ADD, (positions, channels), (channels, 1)),
+    )
+    who = f"batchnorm correction of ({positions}, {channels})"
+    description = Description(who, "binary", lib.BINARY_MUL, layout, row, layout, attributes(then))
+    return Primitive(description, (lib.SRC, lib.SRC_1, lib.DST, lib.post_op_source(0), lib.post_op_source(1)))
+
+
+def _describe_forward(shape: Shape, epsilon: float, fused: bool, given: bool) -> Description:
+    """Return the description of a forward pass; the backward pass takes it as a hint."""
+    layout, flags = _layout(shape), _flags(fused, given)
+    who = f"batchnorm of {shape}"
+    return Description(who, "batch_normalization_forward", lib.FORWARD, layout, layout, epsilon, flags, attributes())
+
+
+def _flags(fused: bool, given: bool) -> int:
+    """Return the flags: gamma and beta always, fused ReLU, statistics that are given."""
+    return lib.USE_SCALE | lib.USE_SHIFT | (lib.FUSE_RELU if fused else 0) | (lib.USE_GLOBAL_STATS if given else 0)
+
+
+def _layout(shape: Shape) -> Handle:
+    """Return how x is described: as images, or as one matrix (M, C) where that is faster or there are no pixels."""
+    channels, size = shape[-1], int(np.prod(shape))
+    if len(shape) != 4 or (channels >= ROWS_FROM_CHANNELS and 4 * size >= ROWS_FROM_BYTES):
+        return matrix(size // channels, channels)
+    return images(shape)
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+    """Return `x` in single precision, C-ordered."""
+    return np.ascontiguousarray(x, np.float32)

@@ -1,0 +1,86 @@
+"""ReLU, leaky ReLU and sums by oneDNN, one pass over memory each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcnn.arrays import empty
+from hpcnn.ops import cpu
+from hpcnn.ops.cpu.activation import activate
+from hpcnn.ops.onednn import library as lib
+from hpcnn.ops.onednn.primitive import Description, Primitive, address, attributes, cached, plain, relu, slope, vector
+
+
+def activation_forward(x: np.ndarray, kind: str) -> np.ndarray:
+    """See `hpcnn.ops.activation_forward`."""
+    primitive = _activation(x.size, kind)
+    if primitive is None:
+        return cpu.activation_forward(x, kind)
+    x, y = plain(x), empty(x.shape)
+    primitive(address(x), address(y))
+    return y
+
+
+def activation_inplace(y: np.ndarray, kind: str) -> None:
+    """Apply an activation to an array of this implementation's own making, in place."""
+    primitive = _activation(y.size, kind)
+    if primitive is None:
+        activate(y, kind, y)
+    else:
+        primitive(address(y), address(y))
+
+
+def activation_backward(grad_output: np.ndarray, y: np.ndarray, kind: str) -> np.ndarray:
+    """See `hpcnn.ops.activation_backward`."""
+    primitive = _activation_backward(y.size, kind)
+    if primitive is None:
+        return cpu.activation_backward(grad_output, y, kind)
+    grad_output, y, grad_input = plain(grad_output), plain(y), empty(y.shape)
+    primitive(address(y), address(grad_output), address(grad_input))
+    return grad_input
+
+
+def add_forward(a: np.ndarray, b: np.ndarray, activation: str | None = None) -> np.ndarray:
+    """See `hpcnn.ops.add_forward`."""
+    primitive = _add(a.size, activation)
+    if primitive is None:
+        return cpu.add_forward(a, b, activation)
+    a, b, y = plain(a), plain(b), empty(a.shape)
+    primitive(address(a), address(b), address(y))
+    return y
+
+
+@cached
+def _activation(size: int, kind: str) -> Primitive:
+    """Return y = f(x)."""
+    return Primitive(_describe_activation(size, kind, lib.RELU), (lib.SRC, lib.DST))
+
+
+@cached
+def _activation_backward(size: int, kind: str) -> Primitive:
+    """Return dx from y and dy; the output has the sign of the input, so that the input need not be kept."""
+    algorithm, flat = lib.RELU_FROM_OUTPUT, vector(size)
+    hint = _describe_activation(size, kind, algorithm)
+    shapes = (flat, flat, flat, slope(kind), 0.0)
+    description = Description(
+        f"{kind} gradient of {size}", "eltwise_backward", algorithm, *shapes, hint.handle, attributes()
+    )
+    return Primitive(description, (lib.DST, lib.DIFF_DST, lib.DIFF_SRC))
+
+
+@cached
+def _add(size: int, activation: str | None) -> Primitive:
+    """Return y = f(a + b)."""
+    flat = vector(size)
+    description = Description(
+        f"sum of {size}", "binary", lib.BINARY_ADD, flat, flat, flat, attributes(relu(activation))
+    )
+    return Primitive(description, (lib.SRC, lib.SRC_1, lib.DST))
+
+
+def _describe_activation(size: int, kind: str, algorithm: int) -> Description:
+    """Return the description of a forward activation."""
+    flat = vector(size)
+    return Description(
+        f"{kind} of {size}", "eltwise_forward", lib.FORWARD, algorithm, flat, flat, slope(kind), 0.0, attributes()
+    )

@@ -1,0 +1,1 @@
+"""Pure integers: schedules, layouts, plans and their costs. No MPI, no arrays."""

@@ -1,0 +1,49 @@
+"""Accuracy and loss on a test set, its images shared out over the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcnn.data import DataSet
+from hpcnn.data.loader import evaluation_batches
+from hpcnn.errors import HpcnnError
+from hpcnn.parallel.program import Program
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a test set says of a model."""
+
+    accuracy: float
+    loss: float
+    num_samples: int
+
+
+def evaluate(program: Program, data: DataSet, batch: int) -> Score:
+    """Return the score over all images of `data`, equal on all ranks (collective).
+
+    Parameters
+    ----------
+    batch : int
+        Images of one forward pass, over all ranks; the last may hold fewer, and a rank may have none at all.
+
+    Raises
+    ------
+    DataError
+        On every rank, when any rank cannot read its part.
+    """
+    world = program.world
+    totals = np.zeros(2)
+    error: HpcnnError | None = None
+    try:
+        local = max(1, -(-batch // world.size))
+        for part in evaluation_batches(data, local, world.rank, world.size):
+            context = program.context(training=False, seed=0, step=0, samples=part.samples, global_batch=len(data))
+            totals += program.evaluate(part.images, part.labels, context)
+    except HpcnnError as caught:
+        error = caught
+    world.agree(error)
+    program.sum_over_ranks(totals)
+    return Score(accuracy=float(totals[1]) / len(data), loss=float(totals[0]), num_samples=len(data))

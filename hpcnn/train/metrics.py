@@ -1,0 +1,184 @@
+"""The record of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard events beside it on request.
+
+Every line has `event` and `step`, the number of updates made so far. Events: "step" (epoch loss accuracy lr
+images_per_second step_s compute_s exposed_comm_s input_wait_s bytes_sent messages_sent), "epoch" (with test results)
+and "end".
+A number that is not finite is written as null, so that every line is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from hpcnn.errors import ConfigError, DataError
+from hpcnn.train.model_file import sync
+
+FILE = "metrics.jsonl"
+Event: TypeAlias = Literal["step", "epoch", "end"]
+Record: TypeAlias = dict[str, Any]
+
+
+class MetricsWriter:
+    """Appends records to a run's `metrics.jsonl`; on one rank only. A context manager.
+
+    Parameters
+    ----------
+    run_folder : Path
+        The run's folder, which exists.
+    resumed_step : int, optional
+        Step of the checkpoint that the run goes on from: what was written after it, and old "end" records, are
+        dropped, so that no step stands there twice. Left out: a new run, whose file starts empty.
+    tensorboard : bool
+        Also write TensorBoard events, into `<run>/tensorboard`.
+
+    Raises
+    ------
+    ConfigError
+        If TensorBoard is asked for and tensorboardX is not installed, or the file cannot be written.
+    """
+
+    def __init__(self, run_folder: Path, *, resumed_step: int | None = None, tensorboard: bool = False) -> None:
+        first_step = resumed_step or 0
+        self.path = Path(run_folder) / FILE
+        self._events = _summary_writer(Path(run_folder) / "tensorboard", first_step) if tensorboard else None
+        try:
+            if self.path.exists():
+                truncate(self.path, first_step)
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"metrics: cannot write '{self.path}': {error.strerror}. Make the run folder writable or set --out."
+            ) from None
+
+    def write(self, event: Event, step: int, **fields: Any) -> Record:
+        """Append one record, hand it to the system, and return it; TensorBoard has its numbers as "<event>/<name>"."""
+        record: Record = {"event": event, "step": step, **{name: _plain(value) for name, value in fields.items()}}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in record.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._events.add_scalar(f"{event}/{name}", value, step)
+        return record
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def truncate(path: Path, step: int) -> None:
+    """Keep the records of a metrics file up to `step`, without "end" records and broken lines; in one rename."""
+    kept = [record for record in _records(path) if record["event"] != "end" and record["step"] <= step]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def read(path: Path) -> list[Record]:
+    """Return the records of a metrics file; a last line that a killed run left half written is skipped.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or cannot be read.
+    """
+    try:
+        return _records(Path(path))
+    except OSError as error:
+        raise DataError(
+            f"metrics: cannot read '{path}': {error.strerror}. Name a run folder that 'hpcnn train' has written."
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run's steps amount to, over their second half: the first has the warm-up of caches and links."""
+
+    num_steps: int
+    """Steps that this is taken from."""
+    images_per_second: float
+    step_s: float
+    """Mean seconds of a step."""
+    compute_share: float
+    """Part of the step time in arithmetic; the shares add up to 1."""
+    exposed_comm_share: float
+    """Part spent waiting for other ranks."""
+    other_share: float
+    """The rest: waiting for images."""
+    bytes_per_step: float
+    """Mean bytes that the writing rank sent in a step."""
+    messages_per_step: float
+
+
+def summarise(records: Iterable[Record]) -> Summary | None:
+    """Return the summary of a run from its records, or None when it has made no step."""
+    steps = [record for record in records if record["event"] == "step" and record.get("step_s")]
+    steps = steps[len(steps) // 2 :]
+    if not steps:
+        return None
+
+    def total(name: str) -> float:
+        return math.fsum(record.get(name) or 0.0 for record in steps)
+
+    seconds = total("step_s")
+    images = math.fsum((record.get("images_per_second") or 0.0) * record["step_s"] for record in steps)
+    compute, exposed = total("compute_s") / seconds, total("exposed_comm_s") / seconds
+    return Summary(
+        num_steps=len(steps),
+        images_per_second=images / seconds,
+        step_s=seconds / len(steps),
+        compute_share=compute,
+        exposed_comm_share=exposed,
+        other_share=max(0.0, 1.0 - compute - exposed),
+        bytes_per_step=total("bytes_sent") / len(steps),
+        messages_per_step=total("messages_sent") / len(steps),
+    )
+
+
+def _records(path: Path) -> list[Record]:
+    """Return the whole lines of a metrics file that are records."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "event" in record and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar as a Python number, and what is not finite as None."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary_writer(folder: Path, first_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter  # an extra, and slow to import
+    except ImportError:
+        raise ConfigError(
+            "config: 'log.tensorboard' (=True) needs tensorboardX, which is not installed."
+            " Run: pip install 'hpcnn[tensorboard]'."
+        ) from None
+    return SummaryWriter(str(folder), purge_step=first_step + 1)

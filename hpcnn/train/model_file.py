@@ -1,0 +1,247 @@
+"""The HDF5 model file: global tensors by name, each with a checksum, written whole or not at all.
+
+Layout: `/parameters/<layer>/<name>`, `/statistics/<layer>/<name>`, `/optimizer/<slot>/<layer>/<name>`, contiguous
+float datasets in the layouts of the arrays, each with the attribute `crc32` (zlib.crc32 of its bytes, little endian);
+on the root the attributes of `_ATTRIBUTES` and `format`, `version`. Every HDF5 tool reads it. The newer HDF5 format is
+asked for because it has checksums of its own on names, shapes and attributes: no flipped byte goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcnn.arrays import Array
+from hpcnn.errors import CheckpointError
+
+FORMAT = "hpcnn-model"
+VERSION = 1
+
+# Attribute on the root -> its type; all are fields of Checkpoint.
+_ATTRIBUTES: dict[str, type] = {
+    "model": str,
+    "config": str,
+    "data_fingerprint": str,
+    "step": int,
+    "epoch": int,
+    "best_accuracy": float,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a model file holds. Arrays are global tensors keyed by "<layer>/<name>"; no rank is in it.
+
+    Whoever writes it on another thread passes copies: arrays must not change until `write` returns.
+    """
+
+    model: str
+    """Name of the model."""
+    parameters: Mapping[str, Array]
+    statistics: Mapping[str, Array] = field(default_factory=dict)
+    optimizer: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    """Slot ("velocity", ...) -> arrays shaped like the parameters."""
+    config: str = ""
+    """The resolved configuration as TOML."""
+    step: int = 0
+    """Updates made so far: the number of the next one."""
+    epoch: int = 0
+    """Epochs completed."""
+    best_accuracy: float = 0.0
+    """Best test accuracy so far."""
+    data_fingerprint: str = ""
+    """Names the training data, so that a run does not go on with other data unnoticed."""
+    path: Path | None = None
+    """Where it was read from."""
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a model file: to a temporary name beside `path`, synced, then renamed over it.
+
+    A reader sees the old file or the new one, whatever happens in between. On one rank only.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written, as on a full disk; what stood at `path` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_hdf5(temporary, checkpoint)
+            sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"checkpoint: cannot write '{path}': {_reason(error)}. Earlier checkpoints are intact."
+            " Free some space or set another --out."
+        ) from None
+
+
+def load(path: str | Path, *, parameters_only: bool = False) -> Checkpoint:
+    """Read and verify a model file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    parameters_only : bool
+        Leave optimizer state and statistics out.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, not a model file, of a newer version, or damaged anywhere.
+    """
+    import h5py  # here and not above: only the rank that reads pays for it
+
+    path = Path(path)
+    with _refusals(path), h5py.File(path, "r", locking=False) as file:
+        attributes = _read_attributes(file)
+        groups: dict[str, dict[str, Array]] = {
+            name: {} if parameters_only and name != "parameters" else dict(_read_group(file, name, path))
+            for name in ("parameters", "statistics", "optimizer")
+        }
+    optimizer: dict[str, dict[str, Array]] = {}
+    for name, array in groups["optimizer"].items():
+        slot, _, rest = name.partition("/")
+        optimizer.setdefault(slot, {})[rest] = array
+    return Checkpoint(
+        parameters=groups["parameters"],
+        statistics=groups["statistics"],
+        optimizer=optimizer,
+        path=path,
+        **attributes,
+    )
+
+
+def read_step(path: Path) -> int:
+    """Return the step of a model file from its attributes alone; raises CheckpointError as `load` does."""
+    import h5py
+
+    with _refusals(path), h5py.File(path, "r", locking=False) as file:
+        return int(_read_attributes(file)["step"])
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_hdf5(path: Path, checkpoint: Checkpoint) -> None:
+    import h5py
+
+    groups = {
+        "parameters": checkpoint.parameters,
+        "statistics": checkpoint.statistics,
+        **{f"optimizer/{slot}": tensors for slot, tensors in checkpoint.optimizer.items()},
+    }
+    with h5py.File(path, "w", libver=("v110", "v110"), locking=False) as file:
+        file.attrs["format"] = _text(FORMAT)
+        file.attrs["version"] = VERSION
+        for name, kind in _ATTRIBUTES.items():
+            value = getattr(checkpoint, name)
+            file.attrs[name] = _text(value) if kind is str else kind(value)
+        for group in ("parameters", "statistics", "optimizer"):
+            file.create_group(group)
+        for group, tensors in groups.items():
+            for name, tensor in tensors.items():
+                array = np.asarray(tensor, order="C")
+                dataset = file.create_dataset(f"{group}/{name}", data=array)
+                dataset.attrs["crc32"] = np.uint32(_crc32(array))
+
+
+def _text(value: str) -> Any:
+    """Return text as a fixed-length attribute: variable-length ones lie in a part of the file without checksums."""
+    import h5py
+
+    encoded = value.encode()
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(len(encoded), 1)))
+
+
+def _read_attributes(file: Any) -> dict[str, Any]:
+    """Return the attributes that are fields of Checkpoint, after a look at format and version."""
+    if "format" not in file.attrs or _plain(file.attrs["format"], str) != FORMAT:
+        raise CheckpointError("it is an HDF5 file but not a model file of hpcnn: it lacks the attribute 'format'")
+    version = _plain(file.attrs["version"], int)
+    if version != VERSION:
+        raise CheckpointError(f"its version (={version}) must be {VERSION}; use the hpcnn that wrote it")
+    return {name: _plain(file.attrs[name], kind) for name, kind in _ATTRIBUTES.items()}
+
+
+def _plain(value: Any, kind: type) -> Any:
+    """Return an attribute as plain Python text or number."""
+    if kind is str:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    return kind(value)
+
+
+def _read_group(file: Any, group: str, path: Path) -> Iterator[tuple[str, Array]]:
+    """Yield (name, array) of every dataset below a group, verified."""
+    import h5py
+
+    found: list[tuple[str, Any]] = []
+    # Visits hard links only: no link leads out of the file.
+    file[group].visititems(lambda name, item: found.append((name, item)) if isinstance(item, h5py.Dataset) else None)
+    for name, dataset in found:
+        yield name, _read_dataset(dataset, path)
+
+
+def _read_dataset(dataset: Any, path: Path) -> Array:
+    """Return a verified array. Its size is held against the file's before any memory is taken for it."""
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (4, 8) or dataset.dtype.byteorder == ">":
+        raise CheckpointError(f"'{dataset.name}' has type {dataset.dtype}; it must be float32 or float64")
+    num_bytes = dataset.dtype.itemsize * prod(dataset.shape)
+    offset = dataset.id.get_offset()  # None: chunked, compressed, or in another file
+    if num_bytes and (offset is None or offset + num_bytes > path.stat().st_size):
+        raise CheckpointError(f"'{dataset.name}' must lie contiguous in the file, uncompressed, with all its numbers")
+    array = np.empty(dataset.shape, dataset.dtype)
+    if num_bytes:
+        dataset.read_direct(array)
+    if int(dataset.attrs["crc32"]) != _crc32(array):
+        raise CheckpointError(f"the checksum of '{dataset.name}' does not match its numbers; they are damaged")
+    return array
+
+
+def _crc32(array: np.ndarray) -> int:
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data) if array.size else 0
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn everything that a damaged file can cause in the HDF5 library into CheckpointError."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint: '{path}' cannot be used: {error}.") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint: '{path}' does not exist. Name a model file (*.h5) of a run.") from None
+    except Exception as error:  # h5py raises nearly every built-in type
+        raise CheckpointError(
+            f"checkpoint: '{path}' is damaged or not an HDF5 file ({_reason(error)}). Use an earlier checkpoint."
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    text = " ".join(str(error).split())
+    system = re.search(r"error message = '([^']*)'", text)  # what HDF5 buries in its own report
+    return system[1] if system else text or type(error).__name__

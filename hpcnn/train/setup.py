@@ -1,0 +1,87 @@
+"""From a configuration to the parts of a run: data, model, plan, program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcnn.comm.world import World
+from hpcnn.config import Config
+from hpcnn.data import DataSet, open_data
+from hpcnn.data.sampler import steps_per_epoch
+from hpcnn.nn import models
+from hpcnn.nn.model import Model
+from hpcnn.parallel.exchange import make_exchange
+from hpcnn.parallel.program import Program
+from hpcnn.plan import planner
+from hpcnn.plan.planner import Plan
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a configuration describes, built on this rank."""
+
+    config: Config
+    world: World
+    train_data: DataSet
+    test_data: DataSet | None
+    program: Program
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def model(self) -> Model:
+        """The model that the program runs."""
+        return self.program.model
+
+    def close(self) -> None:
+        """Close the data sets."""
+        for data in (self.train_data, self.test_data):
+            if data is not None:
+                data.close()
+
+
+def assemble(config: Config, world: World, plan_text: str | None = None) -> Parts:
+    """Build everything a configuration describes (collective).
+
+    Parameters
+    ----------
+    plan_text : str, optional
+        A saved plan to obey instead of the configuration's preset.
+
+    Raises
+    ------
+    HpcnnError
+        The same on every rank: a data set that cannot be opened, a model that does not fit the images, a plan that
+        cannot be run.
+    """
+    with world.agreeing():  # one node may not see a file, or read it as damaged
+        train_data = open_data(config.data, "train")
+        test_data = open_data(config.data, "test") if has_test_set(config) else None
+    spec = models.build(config.model.name, train_data.image_shape, train_data.num_classes, config.model.dropout)
+    if plan_text is None:
+        plan: Plan = planner.make_plan(spec, config.plan.preset, world.size, config.train.global_batch)
+    else:
+        plan = planner.from_toml(plan_text, spec, config.train.global_batch)
+    per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)
+    model = Model(spec, config.train.seed)
+    program = Program(
+        model,
+        plan,
+        world,
+        make_exchange(config.exchange, spec, model.parameters, world),
+        label_smoothing=config.train.label_smoothing,
+        sync_batchnorm=config.model.sync_batchnorm,
+    )
+    return Parts(
+        config=config,
+        world=world,
+        train_data=train_data,
+        test_data=test_data,
+        program=program,
+        steps_per_epoch=per_epoch,
+        total_steps=config.train.steps or config.train.epochs * per_epoch,
+    )
+
+
+def has_test_set(config: Config) -> bool:
+    """Return whether the configuration names test images: a single training file comes without."""
+    return bool(config.data.test) or not config.data.source.endswith((".h5", ".hdf5"))

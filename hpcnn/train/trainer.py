@@ -1,0 +1,362 @@
+"""The training loop: one step, its bookkeeping, and what happens between epochs.
+
+Life of a step: batch -> program (forward, backward, gradients handed over) -> exchange -> update -> one small message
+in which the ranks add up loss and answers and agree whether anyone failed or was asked to stop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from hpcnn import config as configuration
+from hpcnn.data.loader import Batch, Loader
+from hpcnn.errors import CheckpointError, ConfigError, HpcnnError, NumericsError
+from hpcnn.plan import planner
+from hpcnn.train import checkpoint as checkpoints
+from hpcnn.train import learning_rate, optimizers
+from hpcnn.train.evaluate import Score, evaluate
+from hpcnn.train.metrics import MetricsWriter, Summary, read, summarise
+from hpcnn.train.progress import Progress
+from hpcnn.train.setup import Parts
+from hpcnn.train.signals import EXIT_STOPPED, StopRequest
+
+EXIT_RUN_AGAIN = EXIT_STOPPED
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    stopped: str
+    """The signal that ended it early, or nothing."""
+    score: Score | None
+    summary: Summary | None
+
+    def describe(self) -> str:
+        """Return a few lines for people: what was reached, how fast, and where it lies."""
+        lines = []
+        if self.summary is not None:
+            speed = self.summary
+            lines.append(
+                f"{self.step} steps, {speed.images_per_second:.0f} images/s: {1e3 * speed.step_s:.1f} ms a step,"
+                f" {speed.compute_share:.0%} compute, {speed.exposed_comm_share:.0%} exposed communication,"
+                f" {speed.other_share:.0%} waiting for images"
+            )
+        if self.score is not None:
+            lines.append(f"test accuracy {self.score.accuracy:.4f}, test loss {self.score.loss:.4f}")
+        if self.stopped:
+            lines.append(f"stopped by {self.stopped} after step {self.step}; go on with --resume --out {self.folder}")
+        lines.append(f"run folder {self.folder}")
+        return "\n".join(lines)
+
+
+class Trainer:
+    """One run in one folder.
+
+    Parameters
+    ----------
+    parts : Parts
+        Data, model and program.
+    folder : Path
+        Where config.toml, plan.toml, metrics.jsonl, checkpoints/ and final.h5 go; rank 0 writes.
+    progress_stream, result_stream : TextIO
+        Where rank 0 shows progress and writes the results of epochs.
+    """
+
+    def __init__(self, parts: Parts, folder: Path, *, progress_stream: TextIO, result_stream: TextIO) -> None:
+        self.parts = parts
+        self.config = parts.config
+        self.world = parts.world
+        self.program = parts.program
+        self.folder = folder
+        self.writes = self.world.rank == 0
+        self.step = 0
+        self.best_accuracy = 0.0
+        self._store: checkpoints.Store | None = None
+        self._metrics: MetricsWriter | None = None
+        self._progress = Progress(
+            progress_stream if self.writes else None,
+            result_stream if self.writes else None,
+            every_seconds=self.config.log.every_seconds,
+        )
+        self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
+        self.rate = learning_rate.build(
+            self.config.train, steps_per_epoch=parts.steps_per_epoch, total_steps=parts.total_steps
+        )
+
+    # -- before -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, *, resume: bool = False, init: Path | None = None) -> None:
+        """Make or re-open the run folder, and load a checkpoint where one is asked for (collective).
+
+        Raises
+        ------
+        ConfigError
+            If the folder holds a run already and `resume` was not asked for.
+        CheckpointError
+            If a checkpoint is damaged or of another model.
+        """
+        with self.world.agreeing():
+            if self.writes:
+                self._open_folder(resume)
+        if resume:
+            with self.world.agreeing():
+                loaded = self._newest() if self.writes else None
+            self._restore(loaded, parameters_only=False)
+        if init is not None and self.step == 0:
+            with self.world.agreeing():
+                loaded = checkpoints.load(init, parameters_only=True) if self.writes else None
+            self._restore(loaded, parameters_only=True)
+        with self.world.agreeing():
+            if self.writes:
+                self._metrics = MetricsWriter(
+                    self.folder, resumed_step=self.step if resume else None, tensorboard=self.config.log.tensorboard
+                )
+
+    def _open_folder(self, resume: bool) -> None:
+        if (self.folder / "metrics.jsonl").exists() and not resume:
+            raise ConfigError(
+                f"train: '{self.folder}' holds a run already; runs are not overwritten."
+                " Add --resume to go on with it, or choose another --out."
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.toml").write_text(configuration.to_toml(self.config))
+            (self.folder / "plan.toml").write_text(planner.to_toml(self.program.plan))
+        except OSError as error:
+            raise ConfigError(f"train: cannot write the run folder '{self.folder}': {error}.") from None
+        self._store = checkpoints.Store(self.folder, self.config.checkpoint.keep)
+
+    def _newest(self) -> checkpoints.Checkpoint | None:
+        """Return the run's newest good checkpoint, or None before the first."""
+        found = checkpoints.latest(self.folder)
+        if found is None:
+            return None
+        loaded, fingerprint = found.checkpoint, self.parts.train_data.fingerprint()
+        if found.warning:
+            self._progress.message(f"hpcnn: warning: {found.warning} Going on from {loaded.path}.")
+        if loaded.data_fingerprint != fingerprint:
+            raise CheckpointError(
+                f"checkpoint: '{loaded.path}' was trained on other images (={loaded.data_fingerprint}, these are"
+                f" {fingerprint}); a resumed run needs the same data. Set data.source back, or start anew with --init."
+            )
+        return loaded
+
+    def _restore(self, loaded: checkpoints.Checkpoint | None, *, parameters_only: bool) -> None:
+        """Put a checkpoint that rank 0 read into every rank (collective)."""
+        model = self.parts.model
+
+        with self.world.agreeing():
+            if loaded is not None:
+                checkpoints.restore_into(
+                    loaded,
+                    model=model.spec.name,
+                    parameters=model.parameters,
+                    statistics=None if parameters_only else model.statistics,
+                    optimizer=None if parameters_only else self.optimizer.state,
+                )
+        mine = (False, 0, 0.0) if loaded is None else (True, loaded.step, loaded.best_accuracy)
+        found, step, best = self.world.broadcast_obj(mine)
+        if not found:
+            return
+        arrays = [model.parameters.values]
+        if not parameters_only:
+            arrays += [*model.statistics.values(), *self.optimizer.state.values()]
+            self.step, self.best_accuracy = step, best
+        for array in arrays:
+            self.world.broadcast(array)
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def train(self) -> Outcome:
+        """Run all steps that are left (collective).
+
+        Raises
+        ------
+        NumericsError
+            On every rank, when the loss or the gradient is no longer finite; checkpoints on disk stay as they are.
+        DataError
+            On every rank, when any rank cannot read its samples.
+        """
+        parts, total = self.parts, self.parts.total_steps
+        score, stopped = None, ""
+        self._progress.start(total, initial=self.step)
+        with self._progress, self._loader() as loader, StopRequest() as request:
+            feed = _Feed(iter(loader))
+            if self.step < total:
+                feed.fetch()
+                self.world.agree(feed.error)
+            while self.step < total and not stopped:
+                stopped = self._step(feed, request)
+                if self.step == total or self.step % parts.steps_per_epoch == 0:
+                    score = self._end_of_epoch(save=bool(stopped)) or score
+                elif stopped or _due(self.step, self.config.checkpoint.every_steps):
+                    self._save()
+        return self._finish(score, stopped)
+
+    def _step(self, feed: _Feed, request: StopRequest) -> str:
+        """Make one update; return the reason to stop, if any rank has one."""
+        program, train, batch = self.program, self.config.train, feed.batch
+        begin, comm_before, wait_before = time.perf_counter(), program.comm_seconds, feed.wait_seconds
+        sent_before = self.world.traffic
+        context = program.context(
+            training=True, seed=train.seed, step=self.step, samples=batch.samples, global_batch=train.global_batch
+        )
+        loss, num_correct = program.train_step(batch.images, batch.labels, context)
+        lr = self._update()
+        if self.step + 1 < self.parts.total_steps:
+            feed.fetch()
+        totals = np.array([loss, num_correct, request.requested, feed.error is not None], np.float64)
+        program.sum_over_ranks(totals)
+        self._check(totals, feed)
+        self.step += 1
+        if self._metrics is not None:
+            step_s = time.perf_counter() - begin
+            exposed_s, wait_s = program.comm_seconds - comm_before, feed.wait_seconds - wait_before
+            sent = self.world.traffic - sent_before
+            shown = {
+                "loss": totals[0],
+                "accuracy": totals[1] / train.global_batch,
+                "images_per_second": train.global_batch / step_s,
+                "lr": lr,
+            }
+            self._metrics.write(
+                "step",
+                self.step,
+                epoch=self._epoch,
+                **shown,
+                step_s=step_s,
+                compute_s=max(0.0, step_s - exposed_s - wait_s),
+                exposed_comm_s=exposed_s,
+                input_wait_s=wait_s,
+                bytes_sent=sent.num_bytes,
+                messages_sent=sent.num_messages,
+            )
+            self._progress.step(self.step, **shown)
+        return (request.reason or "a signal to another rank") if totals[2] else ""
+
+    def _check(self, totals: np.ndarray, feed: _Feed) -> None:
+        """Raise on all ranks what the ranks' totals show: a loss that is no number, or a loader that failed."""
+        if not math.isfinite(totals[0]):
+            raise NumericsError(
+                f"train: the loss of step {self.step + 1} is {totals[0]}; it must be a finite number. Lower train.lr"
+                f" (={self.config.train.lr}), lengthen train.warmup_epochs or set train.clip_norm; checkpoints written"
+                " so far are intact."
+            )
+        if totals[3]:
+            self.world.agree(feed.error)
+
+    def _update(self) -> float:
+        """Wait for the global gradient and move the parameters; return the learning rate."""
+        exchange, train = self.program.exchange, self.config.train
+        self.program.wait_gradients()
+        scale = 1.0
+        if train.clip_norm:
+            scale, _ = optimizers.clip_scale(self.parts.model.parameters, train.clip_norm)
+        lr = self.rate.rate(self.step)
+        for block in exchange.owned:
+            self.optimizer.update(lr, self.step, block.start, block.stop, scale=scale)
+        self.program.publish()
+        return lr
+
+    # -- between epochs, and after ----------------------------------------------------------------------------------
+
+    @property
+    def _epoch(self) -> int:
+        """Number of the epoch that the last step belongs to, from 1."""
+        return max(0, self.step - 1) // self.parts.steps_per_epoch + 1
+
+    def _loader(self) -> Loader:
+        return Loader(
+            self.parts.train_data,
+            self.config.data,
+            global_batch=self.config.train.global_batch,
+            seed=self.config.train.seed,
+            rank=self.world.rank,
+            size=self.world.size,
+            first_step=self.step,
+            num_steps=self.parts.total_steps - self.step,
+        )
+
+    def _end_of_epoch(self, *, save: bool) -> Score | None:
+        """Evaluate and save as configured; always after the last step, and save when told to."""
+        log, last = self.config.log, self.step == self.parts.total_steps
+        self.program.average_statistics()
+        score = None
+        if self.parts.test_data is not None and (last or _due(self._epoch, log.evaluate_every_epochs)):
+            score = evaluate(self.program, self.parts.test_data, self.config.train.global_batch)
+            shown = {"test_accuracy": score.accuracy, "test_loss": score.loss}
+            self._progress.epoch(self._epoch, **shown)
+            if self._metrics is not None:
+                self._metrics.write("epoch", self.step, epoch=self._epoch, **shown)
+        best = score is not None and score.accuracy > self.best_accuracy
+        if score is not None and best:
+            self.best_accuracy = score.accuracy
+        if save or last or best or _due(self._epoch, self.config.checkpoint.every_epochs):
+            self._save(best=best, final=last)
+        return score
+
+    def _save(self, *, best: bool = False, final: bool = False) -> None:
+        """Write a checkpoint (collective); an error is raised on all ranks."""
+        self.program.average_statistics()
+        with self.world.agreeing():
+            if self._store is not None:
+                self._store.save(self._snapshot(), best=best, final=final)
+
+    def _snapshot(self) -> checkpoints.Checkpoint:
+        model = self.parts.model
+        return checkpoints.Checkpoint(
+            model=model.spec.name,
+            parameters=checkpoints.tensors_of(model.parameters),
+            statistics=model.statistics,
+            optimizer=checkpoints.slots_of(self.optimizer.state, model.parameters),
+            config=configuration.to_toml(self.config),
+            step=self.step,
+            epoch=self.step // self.parts.steps_per_epoch,
+            best_accuracy=self.best_accuracy,
+            data_fingerprint=self.parts.train_data.fingerprint(),
+        )
+
+    def _finish(self, score: Score | None, stopped: str) -> Outcome:
+        """Write the last record and return how the run ended."""
+        summary = None
+        if self._metrics is not None:
+            summary = summarise(read(self._metrics.path))
+            fields = {} if summary is None else dataclasses.asdict(summary)
+            if score is not None:
+                fields |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
+            self._metrics.write("end", self.step, epoch=self._epoch, stopped=stopped, **fields)
+            self._metrics.close()
+        return Outcome(self.folder, self.step, stopped, score, summary)
+
+
+class _Feed:
+    """The next batch of a loader, or the error that came instead, and how long the step waited for it."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.wait_seconds = 0.0
+        self.error: HpcnnError | None = None
+        self._batches = batches
+
+    def fetch(self) -> None:
+        """Take the next batch; an error is kept for the ranks to agree on."""
+        begin = time.perf_counter()
+        try:
+            self.batch = next(self._batches)
+        except HpcnnError as error:
+            self.error = error
+        self.wait_seconds += time.perf_counter() - begin
+
+
+def _due(count: int, every: int) -> bool:
+    return every > 0 and count % every == 0

@@ -1,0 +1,1 @@
+"""CUDA sources of the GPU operators; none in this version."""

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Format, lint, types, unit tests, then the MPI tests on 1 to 5 ranks. Needs Python >= 3.11 and nothing else;
+# a second run reuses the environment of the first. See environment.sh for HPCNN_MPI and HPCNN_PYTHON.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+
+started=$SECONDS
+setup_environment onednn,images,tensorboard,test
+say "environment ready after $((SECONDS - started)) s: $(python --version), $(command -v mpiexec)"
+
+logs=.ci-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+if [ -n "${CI:-}" ]; then
+    export PYTHONUNBUFFERED=1 HYPOTHESIS_STORAGE_DIRECTORY="$PWD/$logs/hypothesis"
+fi
+
+passed=() failed=()
+# check NAME COMMAND...: run it whatever came before, and remember how it went.
+check() {
+    local name=$1 since=$SECONDS
+    shift
+    say "== $name"
+    if "$@"; then passed+=("$name"); else failed+=("$name"); fi
+    say "   $((SECONDS - since)) s"
+}
+
+# Every rank runs the tests; rank 0 reports, the others write a file that is shown when they fail.
+mpi_tests() {
+    local ranks=$1 log
+    export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+    # shellcheck disable=SC2016
+    if timeout --kill-after=10 300 mpiexec -n "$ranks" bash -c '
+        rank=${PMI_RANK:-${PMIX_RANK:-${OMPI_COMM_WORLD_RANK:-0}}}
+        [ "$rank" = 0 ] || exec >"$1/mpi-$2-rank-$rank.log" 2>&1
+        exec python -m mpi4py -m pytest -x -q -p no:cacheprovider tests/mpi' _ "$logs" "$ranks"; then
+        return 0
+    fi
+    for log in "$logs/mpi-$ranks"-rank-*.log; do
+        [ -s "$log" ] || continue
+        say "--- the end of $log"
+        tail -n 40 "$log"
+    done
+    return 1
+}
+
+check "ruff format" ruff format --check .
+check "ruff check" ruff check .
+check "mypy" mypy
+check "shellcheck" shellcheck -x scripts/*.sh slurm/*.sbatch .ci/run
+check "unit tests" python -m pytest -q tests/unit
+for ranks in 1 2 3 4 5; do
+    check "mpi tests on $ranks" mpi_tests "$ranks"
+done
+say "== gpu tests: skipped, this version has no GPU code"
+
+say ""
+if [ ${#failed[@]} -gt 0 ]; then
+    printf -v list '%s, ' "${failed[@]}"
+    say "FAILED after $((SECONDS - started)) s: ${list%, }"
+    exit 1
+fi
+printf -v list '%s, ' "${passed[@]}"
+say "passed in $((SECONDS - started)) s: ${list%, }"

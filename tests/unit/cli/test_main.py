@@ -1,0 +1,109 @@
+"""The command line as a process: help, start-up, exit codes, and who speaks when several ranks run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hpcnn.cli import main as cli
+from hpcnn.errors import ConfigError, DataError
+from tests.launch import environment
+
+HEAVY = ("numpy", "mpi4py", "h5py", "msgspec", "tqdm", "threadpoolctl")
+
+
+def hpcnn(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `hpcnn` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "hpcnn", *words],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env=environment(variables),
+    )
+
+
+def test_bare_command_prints_help_with_every_command() -> None:
+    done = hpcnn()
+    assert done.returncode == 0
+    for name, command in cli.COMMANDS.items():
+        assert f"    {name}" in done.stdout
+        assert command.help in done.stdout
+
+
+def test_help_imports_nothing_that_takes_time() -> None:
+    code = (
+        "import sys; from hpcnn.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True, env=environment()
+    )
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_only_the_chosen_command_is_imported(name: str) -> None:
+    others = sorted(set(cli.COMMANDS) - {name})
+    code = (
+        "import sys; from hpcnn.cli.main import make_parser\n"
+        f"make_parser([{name!r}]); print([o for o in {others!r} if 'hpcnn.cli.' + o in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True, env=environment()
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_command_says_of_itself_what_the_overview_says(name: str) -> None:
+    parser = cli.make_parser([name])
+    listed = parser._subparsers._group_actions[0]._choices_actions
+    assert cli.COMMANDS[name].help == next(action.help for action in listed if action.dest == name)
+
+
+def test_usage_error_exits_with_2_and_only_rank_0_speaks() -> None:
+    first, second = hpcnn("trian", PMI_RANK="0"), hpcnn("trian", PMI_RANK="1")
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "invalid choice: 'trian'" in first.stderr
+    assert (second.stdout, second.stderr) == ("", "")
+
+
+def test_configuration_error_is_one_line_and_exits_with_2() -> None:
+    done = hpcnn("plan", "lenet5", "--ranks", "2", "--set", "train.learning_rate=1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("hpcnn: error: config: unknown key 'train.learning_rate'.")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_exit_code_tells_the_users_words_from_the_worlds() -> None:
+    assert cli.exit_code(ConfigError("x")) == 2
+    assert cli.exit_code(DataError("x")) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "launched", "rank"),
+    [
+        ({}, False, 0),
+        ({"PMI_RANK": "3"}, True, 3),
+        ({"OMPI_COMM_WORLD_RANK": "2", "SLURM_PROCID": "0"}, True, 2),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, False, 0),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}, True, 1),
+        ({"PMI_RANK": "nonsense"}, True, 0),
+    ],
+)
+def test_rank_is_read_from_the_launchers_environment(
+    variables: dict[str, str], launched: bool, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("PMI", "OMPI", "SLURM", "MPI_")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert (launched, rank) == (cli.launched(), cli.launched_rank())

@@ -1,0 +1,66 @@
+"""The waiting policy: a short spin, then sleeps that grow."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from hpcnn.comm import wait as waiting
+from hpcnn.comm.wait import FIRST_SLEEP_S, LONGEST_SLEEP_S, SPIN_S, Patience, wait
+
+
+class Clock:
+    """Time that passes only in sleeps, and a microsecond a look."""
+
+    def __init__(self) -> None:
+        self.now, self.sleeps = 0.0, []
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.sleeps.append(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(waiting, "time", clock)
+    return clock
+
+
+def test_with_a_core_each_the_first_microseconds_are_spent_awake(clock):
+    patience = Patience(core_each=True)
+    while clock.now < SPIN_S:
+        patience.pause()
+    assert [] == clock.sleeps
+    patience.pause()
+    patience.pause()
+    assert [FIRST_SLEEP_S] == clock.sleeps[:1]
+
+
+def test_without_a_core_each_the_first_failed_poll_sleeps(clock):
+    Patience(core_each=False).pause()
+    assert [FIRST_SLEEP_S] == clock.sleeps
+
+
+def test_sleeps_double_up_to_the_longest_and_start_over_after_an_arrival(clock):
+    patience = Patience(core_each=False)
+    for _ in range(12):
+        patience.pause()
+    assert clock.sleeps[1] == 2 * clock.sleeps[0]
+    assert LONGEST_SLEEP_S == clock.sleeps[-1] == max(clock.sleeps)
+    patience.reset()
+    patience.pause()
+    assert FIRST_SLEEP_S == clock.sleeps[-1]
+
+
+def test_wait_gives_up_after_its_timeout():
+    begin = time.monotonic()
+    assert not wait(lambda: False, Patience(core_each=False), timeout_s=0.02)
+    assert time.monotonic() - begin >= 0.02
+    answers = iter([False, False, True])
+    assert wait(lambda: next(answers), Patience(core_each=True))

@@ -1,0 +1,69 @@
+"""Plans: what can be split is, what cannot is refused before any message."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcnn.errors import PlanError
+from hpcnn.nn import models
+from hpcnn.plan import costs, planner
+from hpcnn.plan.buckets import make_buckets
+from hpcnn.spec import ModelSpec
+
+
+@pytest.fixture
+def lenet() -> ModelSpec:
+    return models.build("lenet5", (28, 28, 1), 10)
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(7, 3), (5, 5), (64, 1), (10, 4)])
+def test_every_sample_of_the_batch_belongs_to_exactly_one_rank(lenet: ModelSpec, batch: int, ranks: int) -> None:
+    layout = planner.make_plan(lenet, "data", ranks, batch).input_layout
+    owned = [position for rank in range(ranks) for position in range(*layout.samples(rank, batch))]
+    assert owned == list(range(batch))
+
+
+def test_a_batch_smaller_than_the_ranks_is_refused_with_both_numbers(lenet: ModelSpec) -> None:
+    with pytest.raises(PlanError, match=r"global_batch \(=3\) is smaller than the number of ranks \(=4\)"):
+        planner.make_plan(lenet, "data", 4, 3)
+
+
+def test_a_saved_plan_reads_back_as_it_was(lenet: ModelSpec) -> None:
+    plan = planner.make_plan(lenet, "data", 3, 32)
+    assert planner.from_toml(planner.to_toml(plan), lenet, 32) == plan
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('layout = "data"', 'layout = "filter"', "layout .*filter.* is not supported"),
+        ("sample = 3", "sample = 2", "is not supported"),
+        ('name = "conv1"', 'name = "conv9"', "layers are not those"),
+        ("global_batch = 32", "global_batch = 16", "differs from train.global_batch"),
+        ("ranks = 3", 'ranks = "three"', "not a plan file"),
+        ("[[layer]]", "[[layer", "not a plan file"),
+    ],
+)
+def test_an_edited_plan_is_obeyed_or_refused_with_the_reason(
+    lenet: ModelSpec, old: str, new: str, message: str
+) -> None:
+    text = planner.to_toml(planner.make_plan(lenet, "data", 3, 32))
+    assert old in text
+    with pytest.raises(PlanError, match=message):
+        planner.from_toml(text.replace(old, new, 1), lenet, 32)
+
+
+def test_layer_costs_follow_the_formulas_of_a_convolution(lenet: ModelSpec) -> None:
+    plan = planner.make_plan(lenet, "data", 3, 32)
+    by_name = {cost.name: cost for cost in costs.layer_costs(lenet, plan)}
+    samples = 11  # the largest of 32 in 3
+    assert by_name["conv1"].flops == 2 * samples * 2 * 28 * 28 * 6 * 5 * 5 * 1  # no gradient of the images
+    assert by_name["conv2"].flops == 3 * samples * 2 * 10 * 10 * 16 * 5 * 5 * 6
+    assert by_name["conv2"].activation_bytes == 4 * samples * 10 * 10 * 16
+
+
+def test_butterfly_buckets_of_a_power_of_two_send_lg_p_times_the_gradient(lenet: ModelSpec) -> None:
+    buckets = make_buckets(lenet.layers, 10**9)
+    (cost,) = costs.bucket_costs(buckets, "butterfly", 5, 8)
+    assert cost.messages == 3
+    assert cost.bytes_sent == 3 * 4 * 61_706
