@@ -108,8 +108,8 @@ class TrainConfig:
     """Share of the target probability spread evenly over all classes."""
     reproducible: Literal[False] = False
     """Same bits on any number of ranks. Not in this version: only False is accepted."""
-    compute: Literal["fp32"] = "fp32"
-    """Number format of the arithmetic. Only fp32 in this version."""
+    compute: Literal["fp32", "fp64"] = "fp32"
+    """Number format of the arithmetic. fp64 runs on plain NumPy, to tell rounding from mistakes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,11 @@ def assert_close(expected: Any, actual: Any, tolerance: float = 1e-5, name: str 
 
 
 def assert_grad(
-    function: Callable[[np.ndarray], float], x: np.ndarray, grad: np.ndarray, tolerance: float = 1e-7, step: float = 1e-5
+    function: Callable[[np.ndarray], float],
+    x: np.ndarray,
+    grad: np.ndarray,
+    tolerance: float = 1e-7,
+    step: float = 1e-5,
 ) -> None:
     """Fail unless `grad` is the gradient of the scalar `function` at `x`, by central differences in float64.
 

@@ -31,6 +31,12 @@ class Problem(NamedTuple):
     fix: str
     essential: bool = True
 
+    @classmethod
+    def of(cls, error: HpcnnError) -> Problem:
+        """Return an error of ours, whose last sentences say what to do."""
+        what, _, fix = str(error).partition(". ")
+        return cls(what, fix or "See the message.")
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
@@ -74,7 +80,7 @@ def examine(problems: list[Problem]) -> Facts:
             report[name] = collect()
         except HpcnnError as error:
             report[name] = {}
-            problems.append(Problem(str(error), "See the message."))
+            problems.append(Problem.of(error))
         except Exception as error:  # a broken library may raise anything, and the report must come all the same
             report[name] = {}
             last = traceback.extract_tb(error.__traceback__)[-1]
@@ -111,7 +117,7 @@ def ranks_here(problems: list[Problem]) -> Facts:
 
         world, mpi = start(), load()
     except (HpcnnError, ImportError) as error:
-        problems.append(Problem(str(error), NO_MPI))
+        problems.append(Problem.of(error) if isinstance(error, HpcnnError) else Problem(str(error), NO_MPI))
         return {"mpi": {}, "ranks": []}
     levels = {mpi.THREAD_SINGLE: "single", mpi.THREAD_FUNNELED: "funneled", mpi.THREAD_SERIALIZED: "serialized"}
     vendor, version = mpi.get_vendor()

@@ -4,7 +4,7 @@ A started schedule is a small state machine, `Running`. Whoever holds it calls `
 the caller itself, with short pauses; a background thread may do the same.
 
 Messages that are to be added arrive in segments, so that adding one overlaps receiving the next and the scratch memory
-stays in cache. Both sides cut the same transfer at the same places.
+stays small. Both sides cut the same transfer at the same places.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from hpcnn.plan.schedules import Schedule, Step, Transfer
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SEGMENT_BYTES = 1 << 20
-"""Messages to be added are cut here. Shorter segments cost messages, longer ones leave the cache."""
+SEGMENT_BYTES = 4 << 20
+"""Messages to be added are cut here. Shorter segments cost more waiting, longer ones scratch memory and overlap."""
 
 CHUNK_BYTES = 1 << 30
 """Messages to be stored are cut here: MPI counts in 31 bits."""
 
-WINDOW = 4
+WINDOW = 2
 """Segments of a step that may be on their way to this rank at once."""
 
 
@@ -96,8 +96,8 @@ class Engine:
         patience.reset()
         seen = 0
         while not running.advance():
-            if running.num_arrived != seen:
-                seen = running.num_arrived
+            if running.num_done != seen:
+                seen = running.num_done
                 patience.reset()
             patience.pause()
 
@@ -137,15 +137,21 @@ class Engine:
 
 
 class Running:
-    """A schedule in progress on one array. Made by `Engine.start`."""
+    """A schedule in progress on one array. Made by `Engine.start`.
+
+    Attributes
+    ----------
+    num_done : int
+        Messages that have left or arrived so far; as long as it grows, more will soon follow.
+    """
 
     __slots__ = (
         "_array", "_arriving", "_cursor", "_engine", "_itemsize", "_scratch", "_segments", "_sends", "_slot_size",
-        "_steps", "_summing", "_tag", "num_arrived",
+        "_steps", "_summing", "_tag", "num_done",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, schedule: Schedule, array: np.ndarray, tag: int) -> None:
-        self.num_arrived = 0
+        self.num_done = 0
         self._engine = engine
         self._array = array
         self._itemsize: int = array.itemsize
@@ -212,7 +218,7 @@ class Running:
             if not request.Test() or (self._summing and self._being_sent(start, stop)):
                 return False
             arriving.popleft()
-            self.num_arrived += 1
+            self.num_done += 1
             if self._summing:
                 self._add(start, stop, slot)
             self._receive(slot)
@@ -229,6 +235,7 @@ class Running:
         sends = self._sends
         while sends and sends[0][0].Test():
             sends.popleft()
+            self.num_done += 1
         return bool(sends) and any(first < stop and start < last for _, first, last in sends)
 
 

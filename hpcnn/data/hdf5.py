@@ -119,7 +119,9 @@ class Hdf5DataSet:
 
         for name in ("images", "labels"):
             if not isinstance(file.get(name), h5py.Dataset):
-                raise DataError(f"{self._who} has no dataset '/{name}'; it is no image file. Make one by `data import`.")
+                raise DataError(
+                    f"{self._who} has no dataset '/{name}'; it is no image file. Make one by `data import`."
+                )
         images, labels = file["images"], file["labels"]
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(f"{self._who}: /images is {images.dtype} {images.shape}; it must be uint8 (N, H, W, C).")
@@ -135,14 +137,18 @@ class Hdf5DataSet:
         for dataset in (images, labels):
             num_bytes, offset = prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_offset()
             if offset is not None and num_bytes and offset + num_bytes > size:
-                raise DataError(f"{self._who} is truncated: {dataset.name} ends behind its {size} bytes. Copy it again.")
+                raise DataError(
+                    f"{self._who} is truncated: {dataset.name} ends behind its {size} bytes. Copy it again."
+                )
         return images, labels
 
     def _per_channel(self, file: Any, name: str, default: float) -> np.ndarray:
         channels = self.image_shape[2]
         values = np.asarray(file.attrs.get(name, np.full(channels, default)), np.float32).reshape(-1)
         if values.shape != (channels,) or not np.isfinite(values).all() or (name == "std" and not (values > 0).all()):
-            raise DataError(f"{self._who}: attribute '{name}' (={values.tolist()}) must be {channels} positive numbers.")
+            raise DataError(
+                f"{self._who}: attribute '{name}' (={values.tolist()}) must be {channels} positive numbers."
+            )
         return values
 
     def _read_all(self, images: Any) -> np.ndarray:

@@ -144,7 +144,7 @@ class Program:
         self._timed(lambda: allreduce(self.world.comm, array, "butterfly"))
 
     def _forward(self, images: Array, context: StepContext) -> tuple[Array, list[object]]:
-        values: dict[str, Array] = {INPUT: images}
+        values: dict[str, Array] = {INPUT: images.astype(self.model.parameters.values.dtype, copy=False)}
         saved: list[object] = []
         events = self._timed_exchange
         for operation in self.operations:

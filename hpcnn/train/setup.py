@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.data import DataSet, open_data
@@ -62,7 +64,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
     else:
         plan = planner.from_toml(plan_text, spec, config.train.global_batch)
     per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)
-    model = Model(spec, config.train.seed)
+    model = Model(spec, config.train.seed, np.float64 if config.train.compute == "fp64" else np.float32)
     program = Program(
         model,
         plan,

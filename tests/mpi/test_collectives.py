@@ -64,6 +64,15 @@ def test_allreduce_adds_in_the_canonical_tree(world, algorithm):
 
 
 @pytest.mark.parametrize("algorithm", schedules.ALLREDUCE_ALGORITHMS)
+def test_large_messages_which_leave_only_when_they_are_fetched_are_summed_right(world, algorithm):
+    base = np.arange(1_500_001, dtype=np.float32) % 1000
+    for _ in range(3):
+        x = base * (RANK + 1)
+        comm.allreduce(world, x, algorithm)
+        np.testing.assert_array_equal(base * (SIZE * (SIZE + 1) // 2), x)
+
+
+@pytest.mark.parametrize("algorithm", schedules.ALLREDUCE_ALGORITHMS)
 def test_tiny_segments_and_chunks_change_nothing(algorithm):
     engine = Engine(WORLD, segment_bytes=100, chunk_bytes=60)
     for count in (1, 25, 26, 997, 5000):

@@ -66,17 +66,29 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in records if record["event"] == "step"]
 
 
-@pytest.mark.parametrize("recipe", [LENET, RESNET], ids=["lenet5", "resnet20"])
+# A ReLU that rounding pushes over zero changes the gradients below it by parts in a thousand, and batch norm at a
+# usual rate makes the difference grow tenfold every few steps. So ResNet-20 is held to one part in a hundred million
+# at a usual rate in float64, where nothing tips over, and to one in a hundred thousand in float32 at a small one.
+@pytest.mark.parametrize(
+    ("recipe", "tolerance"),
+    [
+        ((*LENET,), 1e-5),
+        ((*RESNET, "train.compute=fp64"), 1e-8),
+        ((*RESNET, "train.lr=3e-5", "train.global_batch=33"), 1e-5),
+    ],
+    ids=["lenet5", "resnet20-fp64", "resnet20-fp32"],
+)
 def test_the_loss_curve_of_thirty_steps_is_that_of_one_rank(
-    world: World, alone: World, folder: Path, recipe: tuple[str, ...]
+    world: World, alone: World, folder: Path, recipe: tuple[str, ...], tolerance: float
 ) -> None:
     train(world, folder / "together", *recipe, "train.steps=30")
-    agreed = True
+    worst = 0.0
     if world.rank == 0:
         train(alone, folder / "alone", *recipe, "train.steps=30")
-        expected, actual = losses(folder / "alone"), losses(folder / "together")
-        agreed = len(expected) == 30 and np.allclose(actual, expected, rtol=1e-5, atol=0)
-    spmd_assert(world.comm, agreed, "the loss curves differ")
+        expected, actual = np.array(losses(folder / "alone")), np.array(losses(folder / "together"))
+        assert len(expected) == len(actual) == 30
+        worst = float(np.max(np.abs(actual - expected) / expected))
+    spmd_assert(world.comm, worst < tolerance, f"the loss curves differ by {worst:.1e}")
 
 
 @pytest.mark.parametrize("algorithm", ["butterfly", "halving-doubling", "ring", "mpi"])

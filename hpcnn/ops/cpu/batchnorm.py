@@ -12,16 +12,24 @@ from hpcnn.ops.cpu.blocks import column_sums, row_blocks
 
 
 def batchnorm_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """See `hpcnn.ops.batchnorm_statistics`."""
-    flat = _flat(x)
-    mean = column_sums(flat) / len(flat)
-    centre = mean.astype(x.dtype)
-    squares = np.zeros_like(mean)
-    for block in row_blocks(*flat.shape):
-        centred = flat[block] - centre
-        squares += column_sums(np.multiply(centred, centred, out=centred))
-    # The mean was rounded to the type of x before it was subtracted; the shift theorem takes that out again.
-    return mean, np.maximum(squares / len(flat) - np.square(mean - centre), 0.0)
+    """See `hpcnn.ops.batchnorm_statistics`; float64.
+
+    Each sample's own mean and variance, combined in float64: the bits do not depend on who holds which samples.
+    """
+    count, channels = x.shape[0], x.shape[-1]
+    means, variances = np.empty((2, count, channels))
+    for sample, mean, var in zip(x.reshape(count, -1, channels), means, variances, strict=True):
+        mean[...] = column_sums(sample) / len(sample)
+        var.fill(0)
+        centre = mean.astype(x.dtype)
+        for block in row_blocks(*sample.shape):
+            centred = sample[block] - centre
+            var += column_sums(np.multiply(centred, centred, out=centred))
+        # The mean was rounded to the type of x before it was subtracted; the shift theorem takes that out again.
+        var[...] = np.maximum(var / len(sample) - np.square(mean - centre), 0.0)
+    mean = means.mean(axis=0)
+    deviations = means - mean
+    return mean, (variances + np.square(deviations)).mean(axis=0)
 
 
 def batchnorm_forward(

@@ -64,3 +64,15 @@ def test_wait_gives_up_after_its_timeout():
     assert time.monotonic() - begin >= 0.02
     answers = iter([False, False, True])
     assert wait(lambda: next(answers), Patience(core_each=True))
+
+
+def test_a_poll_that_took_long_is_taken_for_progress(clock):
+    patience = Patience(core_each=False)
+    for _ in range(3):
+        patience.pause()
+    num_sleeps = len(clock.sleeps)
+    clock.now += 100e-6  # as when a poll copies a megabyte
+    patience.pause()
+    assert num_sleeps == len(clock.sleeps)
+    patience.pause()
+    assert FIRST_SLEEP_S == clock.sleeps[-1]
