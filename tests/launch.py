@@ -71,6 +71,28 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return clean | dict(extra or {})
 
 
+def start_job(
+    n: int,
+    program: str | Path,
+    args: Sequence[str] = (),
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[str]:
+    """Start a Python file (a Path) or module (a str) on `n` ranks; its output goes to pipes."""
+    what = [str(program)] if isinstance(program, Path) else ["-m", program]
+    return subprocess.Popen(
+        [*command(n), sys.executable, *what, *args],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(env),
+        cwd=cwd,
+        start_new_session=True,
+    )
+
+
 def launch(
     n: int,
     program: str | Path,
@@ -87,18 +109,8 @@ def launch(
     TimeoutError
         If it does not end within `timeout` seconds; all its processes are killed.
     """
-    what = [str(program)] if isinstance(program, Path) else ["-m", program]
     begin = time.monotonic()
-    process = subprocess.Popen(
-        [*command(n), sys.executable, *what, *args],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(env),
-        cwd=cwd,
-        start_new_session=True,
-    )
+    process = start_job(n, program, args, env=env, cwd=cwd)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

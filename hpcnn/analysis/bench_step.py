@@ -17,6 +17,7 @@ import numpy as np
 from hpcnn import config as configuration
 from hpcnn import rng
 from hpcnn.analysis.torch_twin import TorchTwin
+from hpcnn.arrays import Shape
 from hpcnn.comm.world import World
 from hpcnn.data import open_data
 from hpcnn.geometry import split
@@ -110,7 +111,7 @@ class OwnStep:
 LEARNING_RATE = 1e-3
 
 
-def random_batch(shape: tuple[int, int, int], classes: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def random_batch(shape: Shape, classes: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return normal images (count, H, W, C), float32, and labels (count,), equal on every rank."""
     draw = rng.generator(1, "bench step")
     return draw.standard_normal((count, *shape), dtype=np.float32), draw.integers(0, classes, count)

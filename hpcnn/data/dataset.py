@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from hpcnn.errors import DataError
 
 
 class DataSet(Protocol):
-    """Labelled images of one shape. Reading is safe from any one thread at a time.
+    """Labelled images of one shape. Reading is safe from any one thread at a time. A context manager.
 
     Attributes
     ----------
@@ -21,7 +20,7 @@ class DataSet(Protocol):
     num_classes : int
     class_names : tuple of str
     mean, std : numpy.ndarray, shape (C,)
-        Of the pixels divided by 255.
+        Of the training images' pixels divided by 255, in test sets too.
     """
 
     image_shape: Shape
@@ -42,21 +41,48 @@ class DataSet(Protocol):
     def close(self) -> None:
         """Give files back."""
 
+    def __enter__(self) -> Self: ...
 
-@dataclass(eq=False)
-class MemoryDataSet:
-    """A data set whose images are in memory."""
+    def __exit__(self, *exception: object) -> None: ...
 
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    mean: np.ndarray
-    std: np.ndarray
 
-    def __post_init__(self) -> None:
-        self.image_shape: Shape = self.images.shape[1:]
-        self.num_classes = len(self.class_names)
-        check_labels("data", self.labels, len(self.images), self.num_classes)
+class InMemory:
+    """The part of `DataSet` that those without a file share."""
+
+    def close(self) -> None:
+        """See `DataSet.close`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class MemoryDataSet(InMemory):
+    """A data set whose images are in memory.
+
+    Parameters
+    ----------
+    images : numpy.ndarray, uint8 (N, H, W, C)
+    labels : numpy.ndarray, int64 (N,)
+    class_names : tuple of str
+    mean, std : numpy.ndarray, shape (C,)
+
+    Raises
+    ------
+    DataError
+        If there is not one label an image, or one is no class.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], mean: np.ndarray, std: np.ndarray
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.class_names, self.num_classes = class_names, len(class_names)
+        self.mean, self.std = mean, std
+        self.image_shape: Shape = images.shape[1:]
+        check_labels("data", labels, len(images), len(class_names))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,14 +95,11 @@ class MemoryDataSet:
         """See `DataSet.fingerprint`."""
         return fingerprint(self.images.shape, self.labels, self.class_names)
 
-    def close(self) -> None:
-        """See `DataSet.close`."""
-
 
 def fingerprint(shape: Shape, labels: np.ndarray, class_names: tuple[str, ...]) -> str:
     """Return 16 hexadecimal digits from the shape of all images, their labels and the names of the classes."""
     digest = hashlib.blake2b(repr((tuple(map(int, shape)), class_names)).encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(labels, np.int64).tobytes())
+    digest.update(np.ascontiguousarray(labels, "<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -87,6 +110,6 @@ def check_labels(who: str, labels: np.ndarray, num_images: int, num_classes: int
     if num_images and not (0 <= labels.min() and labels.max() < num_classes):
         place = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
         raise DataError(
-            f"{who}: label of image {place} (={int(labels[place])}) is out of range; labels must be at least 0 and below"
-            f" the number of classes (={num_classes}). Mend the labels or the class names, and import again."
+            f"{who}: label of image {place} (={int(labels[place])}) is out of range; labels must be at least 0 and"
+            f" below the number of classes (={num_classes}). Mend the labels or the class names, and import again."
         )

@@ -1,9 +1,7 @@
-"""This rank's part of every batch, prepared ahead by a thread."""
+"""One rank's part of every batch, prepared ahead by a thread."""
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +10,9 @@ import numpy as np
 from hpcnn.config import DataConfig
 from hpcnn.data.augment import Augmentation, normalise
 from hpcnn.data.dataset import DataSet
+from hpcnn.data.prefetch import Prefetcher
 from hpcnn.data.sampler import epoch_order, steps_per_epoch
+from hpcnn.errors import DataError
 from hpcnn.geometry import split
 
 
@@ -29,7 +29,7 @@ class Batch:
 
 
 class Loader:
-    """Iterates over this rank's batches of training, from one step on. A context manager.
+    """Iterates once over this rank's batches of training, from one step on. A context manager.
 
     Step s takes positions [b B, (b + 1) B) of the order of epoch s // steps_per_epoch, b = s % steps_per_epoch, B the
     global batch; of those this rank takes its block. So a run may go on with another number of ranks.
@@ -44,6 +44,11 @@ class Loader:
         Which part.
     first_step, num_steps : int
         Steps to serve.
+
+    Raises
+    ------
+    DataError
+        If the global batch is larger than the data set, or smaller than the number of ranks.
     """
 
     def __init__(
@@ -58,6 +63,11 @@ class Loader:
         first_step: int,
         num_steps: int,
     ) -> None:
+        if global_batch < size:
+            raise DataError(
+                f"data: train.global_batch (={global_batch}) is smaller than the number of ranks (={size}); each needs"
+                " at least one sample. Use a larger batch or fewer ranks."
+            )
         self._data = data
         self._block = config.shuffle_block
         self._seed = seed
@@ -65,28 +75,16 @@ class Loader:
         self._global_batch = global_batch
         self._part = split(global_batch, size, rank)
         self._per_epoch = steps_per_epoch(len(data), global_batch)
-        self._steps = range(first_step, first_step + num_steps)
         self._order = (-1, np.empty(0, np.int64))
-        self._stop = threading.Event()
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(max(1, config.prefetch))
-        self._thread: threading.Thread | None = None
-        if config.prefetch and num_steps > 0:
-            self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
-            self._thread.start()
+        batches = map(self.load, range(first_step, first_step + num_steps))
+        self._batches: Iterator[Batch] = Prefetcher(batches, config.prefetch) if config.prefetch else batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield one batch a step; raises DataError when the rows of a step cannot be read."""
-        for step in self._steps:
-            if self._thread is None:
-                yield self.load(step)
-                continue
-            item = self._queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        """Return the iterator over the batches; its `next` raises DataError when the rows of a step cannot be read."""
+        return self._batches
 
     def load(self, step: int) -> Batch:
-        """Return this rank's batch of a step."""
+        """Return this rank's batch of a step; not while the loader's thread is at work."""
         epoch, number = divmod(step, self._per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self._data), self._seed, epoch, self._block))
@@ -97,11 +95,9 @@ class Loader:
         return Batch(normalise(images, self._data.mean, self._data.std), labels, samples)
 
     def close(self) -> None:
-        """Stop the thread."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Stop the thread; the data set may be closed afterwards."""
+        if isinstance(self._batches, Prefetcher):
+            self._batches.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -109,24 +105,9 @@ class Loader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _work(self) -> None:
-        for step in self._steps:
-            try:
-                item: Batch | BaseException = self.load(step)
-            except BaseException as error:  # handed to the step that wants the batch
-                item = error
-            while not self._stop.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if self._stop.is_set() or isinstance(item, BaseException):
-                return
-
 
 def evaluation_batches(data: DataSet, batch: int, rank: int, size: int) -> Iterator[Batch]:
-    """Yield this rank's contiguous part of a data set in order, `batch` images at a time, the last fewer; maybe none."""
+    """Yield this rank's contiguous part of a data set in order, `batch` images at a time, the last fewer; or nothing."""
     part = split(len(data), size, rank)
     for start in range(part.start, part.stop, batch):
         samples = np.arange(start, min(start + batch, part.stop))

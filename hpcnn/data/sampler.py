@@ -1,6 +1,7 @@
 """The order of the images: a function of seed and epoch, the same on any number of ranks.
 
 Blocks of consecutive rows are shuffled, so that a disk reads stretches; then samples within windows of many blocks.
+The draws are counters sorted (see `hpcnn.rng`), so the order outlives any change to NumPy's own shuffle.
 """
 
 from __future__ import annotations
@@ -38,13 +39,18 @@ def epoch_order(num_samples: int, seed: int, epoch: int, block: int) -> np.ndarr
     epoch : int
         From 0.
     block : int
-        Consecutive rows that stay together on disk; 1 and windows as large as the set give a plain shuffle.
+        Consecutive rows that stay together on disk; a window has WINDOW_BLOCKS of them, and a set that is no larger
+        than one window gets a plain shuffle.
     """
-    draw = rng.generator(seed, "order", epoch)
-    starts = draw.permutation(-(-num_samples // block)).astype(np.int64) * block
-    rows = (starts[:, None] + np.arange(block)).reshape(-1)
-    order = rows[rows < num_samples]
+    block = min(block, max(1, num_samples))
+    num_blocks = -(-num_samples // block)
+    drawn = np.argsort(rng.bits(rng.key(seed, "order of blocks", epoch), np.arange(num_blocks)), kind="stable")
+    rows = (drawn[:, None] * block + np.arange(block)).reshape(-1)
+    rows = rows[rows < num_samples]
+    keys = rng.bits(rng.key(seed, "order of samples", epoch), rows)
+    order = np.empty(num_samples, np.int64)
     window = WINDOW_BLOCKS * block
     for start in range(0, num_samples, window):
-        draw.shuffle(order[start : start + window])
+        part = slice(start, start + window)
+        order[part] = rows[part][np.argsort(keys[part], kind="stable")]
     return order

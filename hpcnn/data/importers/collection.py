@@ -11,7 +11,7 @@ from hpcnn.arrays import Shape
 from hpcnn.errors import DataError
 
 
-class BrokenImage(DataError):
+class BrokenImageError(DataError):
     """One image among many that cannot be decoded; an import may be told to do without it."""
 
 
@@ -37,7 +37,7 @@ class Collection(Protocol):
     licence: str
 
     def image(self, index: int) -> np.ndarray:
-        """Return image `index`, uint8 (H, W, C); raises BrokenImage."""
+        """Return image `index`, uint8 (H, W, C); raises BrokenImageError."""
 
     def name(self, index: int) -> str:
         """Return what people call image `index`: its file."""

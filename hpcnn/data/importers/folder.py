@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcnn.arrays import Shape
-from hpcnn.data.importers.collection import BrokenImage
+from hpcnn.data.importers.collection import BrokenImageError
 from hpcnn.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -90,7 +90,7 @@ class FolderCollection:
         for index in range(len(self._files)):
             try:
                 return tuple(decode(self._files[index], None).shape)
-            except BrokenImage:
+            except BrokenImageError:
                 continue
         raise DataError(f"data: none of the {len(self._files)} images under '{self.source}' can be decoded.")
 
@@ -100,7 +100,7 @@ def decode(path: str, size: int | None) -> np.ndarray:
 
     Raises
     ------
-    BrokenImage
+    BrokenImageError
         If it is no picture, damaged, truncated, or absurdly large.
     """
     from PIL import Image
@@ -109,7 +109,7 @@ def decode(path: str, size: int | None) -> np.ndarray:
         with Image.open(path) as picture:
             columns, rows = picture.size
             if columns * rows > MOST_PIXELS:
-                raise BrokenImage(f"data: '{path}' claims {columns}x{rows} pixels.")
+                raise BrokenImageError(f"data: '{path}' claims {columns}x{rows} pixels.")
             rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
             if size is not None and (rows, columns) != (size, size):
                 side = min(rows, columns)
@@ -117,10 +117,10 @@ def decode(path: str, size: int | None) -> np.ndarray:
                 square = (left, top, left + side, top + side)
                 rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=square)
             return np.asarray(rgb)
-    except BrokenImage:
+    except BrokenImageError:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly every built-in type
-        raise BrokenImage(f"data: '{path}' cannot be decoded ({error}).") from None
+        raise BrokenImageError(f"data: '{path}' cannot be decoded ({error}).") from None
 
 
 def read_names(root: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ import numpy as np
 from hpcnn import rng
 from hpcnn.data import hdf5
 from hpcnn.data.dataset import check_labels, fingerprint
-from hpcnn.data.importers.collection import BrokenImage, Collection
+from hpcnn.data.importers.collection import BrokenImageError, Collection
 from hpcnn.data.importers.team import Team, check_same, together
 from hpcnn.errors import DataError
 from hpcnn.geometry import split
@@ -109,7 +109,7 @@ def _complaint(collection: Collection, broken: np.ndarray) -> DataError:
     reason = ""
     try:
         collection.image(int(broken.min()))
-    except BrokenImage as error:
+    except BrokenImageError as error:
         reason = f" The first: {error}"
     names = [collection.name(int(index)) for index in np.sort(broken)[:MOST_NAMED]]
     more = f" and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
@@ -146,7 +146,7 @@ class _Draft:
             for image, row in zip(images, rows.tolist(), strict=True):
                 try:
                     image[...] = self._collection.image(int(order[row]))
-                except BrokenImage:
+                except BrokenImageError:
                     flags[row] = 1
             return images
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,6 +15,29 @@ from hpcnn.errors import ConfigError, DataError
 from tests.launch import environment
 
 HEAVY = ("numpy", "mpi4py", "h5py", "msgspec", "tqdm", "threadpoolctl")
+# Settings belong into the configuration: a new flag is a decision, and this list is where it shows.
+FLAGS = {
+    "hpcnn": "--version",
+    "hpcnn train": "config --set --out --resume --init --plan",
+    "hpcnn evaluate": "run --set --json",
+    "hpcnn plan": "config --ranks --set --save",
+    "hpcnn data import": "source --out --size --kind --skip-broken --seed",
+    "hpcnn data fetch": "name --out --mirror --from",
+    "hpcnn data info": "source",
+    "hpcnn bench allreduce": "--sizes --algorithms --repeats --json",
+    "hpcnn bench step": "--models --batch --no-peer --repeats --json",
+    "hpcnn doctor": "--json --mpi",
+}
+
+
+def flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    """Yield (command, flag or argument) of a parser and those below it."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from flags(below)
+        elif not isinstance(action, argparse._HelpAction):
+            yield parser.prog, (action.option_strings or [action.dest])[-1]
 
 
 def hpcnn(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -66,6 +91,13 @@ def test_command_says_of_itself_what_the_overview_says(name: str) -> None:
     parser = cli.make_parser([name])
     listed = parser._subparsers._group_actions[0]._choices_actions
     assert cli.COMMANDS[name].help == next(action.help for action in listed if action.dest == name)
+
+
+def test_flags_are_the_few_that_were_decided_on() -> None:
+    found: dict[str, list[str]] = {}
+    for command, flag in flags(cli.make_parser(list(cli.COMMANDS))):
+        found.setdefault(command, []).append(flag)
+    assert FLAGS == {command: " ".join(names) for command, names in found.items()}
 
 
 def test_usage_error_exits_with_2_and_only_rank_0_speaks() -> None:

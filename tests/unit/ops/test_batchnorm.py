@@ -7,6 +7,7 @@ import pytest
 
 from hpcnn import ops
 from hpcnn.errors import ShapeError
+from hpcnn.ops import backend
 from hpcnn.ops.cpu import batchnorm as numpy_batchnorm
 from hpcnn.ops.cpu import blocks
 from tests import reference
@@ -48,6 +49,25 @@ def test_a_large_mean_does_not_spoil_a_small_variance(implementation, random):
     assert_close(expected_var, var, 1e-4)
     y = ops.batchnorm_forward(x, np.ones(5, np.float32), np.zeros(5, np.float32), epsilon=EPSILON)[0]
     assert_close(reference.batchnorm(x, 1.0, 0.0, EPSILON), y, 1e-4)
+
+
+def test_a_mean_that_float32_cannot_hold_is_made_up_for(random):
+    x = (2.0**20 + random.standard_normal((50, 7, 3))).astype(np.float32)  # in steps of 1/8, its mean is not
+    gamma, beta = np.ones(3, np.float32), np.zeros(3, np.float32)
+    expected_mean, expected_var = reference.batchnorm_statistics(x)
+    assert abs(expected_mean - expected_mean.astype(np.float32)).max() > 0.01
+    grad = (1.0 + (x - expected_mean)).astype(np.float32)
+    with backend.use("numpy"):
+        mean, var = ops.batchnorm_statistics(x)
+        y, *gradients = whole(x, gamma, beta, grad, None)
+    assert_close(expected_mean, mean, 1e-12)
+    assert_close(expected_var, var, 1e-6)
+    assert_close(reference.batchnorm(x, 1.0, 0.0, EPSILON), y, 1e-5)
+    expected = reference.batchnorm_gradients(grad, x, gamma, beta, EPSILON)
+    # What is left of this gradient in x is epsilon's share, so compare with its largest term.
+    assert abs(expected[0] - gradients[0]).max() < 1e-5 * abs(grad).max()
+    assert_close(expected[1], gradients[1], 1e-5)
+    assert_close(expected[2], gradients[2], 1e-5)
 
 
 def test_statistics_of_a_million_positions_keep_their_digits():

@@ -1,0 +1,88 @@
+"""Configuration: what it accepts, what it refuses, and in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from hpcnn import config as configuration
+from hpcnn.config import Config
+from hpcnn.errors import ConfigError
+from hpcnn.nn import models
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rate=0.1", "unknown key 'train.learning_rate'. Did you mean 'train.lr'?"),
+        ("train.epoch=3", "unknown key 'train.epoch'. Did you mean 'train.epochs'?"),
+        ("exchnage.kind=allreduce", "unknown key 'exchnage'."),
+        ("lr=0.1", "Did you mean 'train.lr'?"),
+        ('train.lr="fast"', "'train.lr' (='fast'): expected `float`, got `str`"),
+        ("train.global_batch=0", "'train.global_batch' (=0): expected `int` >= 1"),
+        ("train.global_batch=2.5", "'train.global_batch' (=2.5): expected `int`"),
+        ("train.seed=true", "'train.seed' (=True): expected `int`, got `bool`"),
+        ("train.lr=nan", "'train.lr' (=nan)"),
+        ("exchange.algorithm=rng", "must be 'auto' or 'butterfly' or 'halving-doubling' or 'ring' or 'mpi'"),
+        ("train.reproducible=true", "'train.reproducible' (=True): must be False"),
+        ("device=cuda", "'device' (='cuda'): must be 'cpu'"),
+        ("plan.preset=hybrid", "'plan.preset' (='hybrid'): must be 'data'"),
+        ("data.image_shape=[1,2]", "'data.image_shape' (=[1, 2]): expected `array` of length 3"),
+        ("train=3", "'train' (=3) must be a section"),
+        ("train.lr", "must read section.key=value"),
+        ("train.lr.x=3", "'lr' is a value, not a section"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_name_and_the_rule(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configuration.load("lenet5", [override])
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("config: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("train = [", "is not valid TOML"), ("[train]\nlr = 0.1\nlr = 0.2", "is not valid TOML")]
+)
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        configuration.load(path)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot read"):
+        configuration.load(path)
+
+
+def test_a_missing_file_is_met_with_the_nearest_preset() -> None:
+    with pytest.raises(ConfigError, match="neither a preset nor a file. Did you mean 'resnet20'"):
+        configuration.load("resnet2")
+
+
+@pytest.mark.parametrize("name", configuration.presets())
+def test_every_preset_loads_names_its_own_model_and_survives_a_round_trip(name: str) -> None:
+    config = configuration.load(name)
+    assert config.model.name == name
+    assert configuration.from_toml(configuration.to_toml(config), "text") == config
+
+
+def test_there_is_a_preset_for_every_model() -> None:
+    assert set(configuration.presets()) == set(models.names())
+
+
+def test_overrides_are_toml_or_else_plain_text() -> None:
+    config = configuration.load(
+        "lenet5", ["train.lr=1e-3", "data.source=some/folder", "train.milestones=[1, 2.5]", "data.flip=false"]
+    )
+    assert (config.train.lr, config.data.source, config.data.flip) == (1e-3, "some/folder", False)
+    assert config.train.milestones == (1, 2.5)
+
+
+def test_the_configuration_cannot_be_changed_after_loading() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.lr = 1.0  # type: ignore[misc]
