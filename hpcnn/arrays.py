@@ -60,7 +60,9 @@ def empty(shape: Shape | int, dtype: Any = np.float32) -> np.ndarray:
         num_bytes *= extent
     if num_bytes < SMALLEST_POOLED_BYTES:
         return np.empty(shape, dtype)
-    return np.asarray(_Block(num_bytes)).view(dtype).reshape(shape)
+    block: np.ndarray = np.asarray(_Block(num_bytes))
+    typed: np.ndarray = block.view(dtype)
+    return typed.reshape(shape)
 
 
 def empty_like(x: Array) -> Array:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import DataError, HpcnnError
+from hpcnn.geometry import split as split_evenly
 
 if TYPE_CHECKING:
     from hpcnn.comm.world import World
@@ -75,7 +76,7 @@ def _import(args: argparse.Namespace) -> int:
         skip_broken=args.skip_broken,
         seed=args.seed,
         team=team,
-        progress=_Progress() if team.rank == 0 else None,
+        progress=_Progress(team.size) if team.rank == 0 else None,
     )
     if team.rank == 0:
         _report(written, time.perf_counter() - begin)
@@ -83,20 +84,26 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
+    from hpcnn.cli.main import launched_rank
     from hpcnn.data import fetch
 
+    if launched_rank():
+        return 0
     begin = time.perf_counter()
     out = args.out or Path("data") / args.name
     where = args.folder.resolve().as_uri() if args.folder else args.mirror
-    written = fetch.fetch(args.name, out, mirror=where, say=lambda line: print(line, flush=True), progress=_Progress())
+    written = fetch.fetch(args.name, out, mirror=where, say=lambda line: print(line, flush=True), progress=_Progress(1))
     _report(written, time.perf_counter() - begin)
     return 0
 
 
 def _info(args: argparse.Namespace) -> int:
+    from hpcnn.cli.main import launched_rank
     from hpcnn.config import DataConfig
     from hpcnn.data import open_data
 
+    if launched_rank():
+        return 0
     source = Path(args.source)
     single = not source.is_dir() and args.source != "builtin"
     found = 0
@@ -150,6 +157,9 @@ def _report(written: list[Written], seconds: float) -> None:
 class _Progress:
     """A bar on a terminal, a plain line now and then in a log. Shows rank 0's rows, which stand for everyone's."""
 
+    def __init__(self, num_ranks: int) -> None:
+        self._num_ranks = num_ranks
+
     def __call__(self, split: str, num_images: int) -> Callable[[int], None]:
         if sys.stderr.isatty():
             return self._bar(split, num_images)
@@ -169,8 +179,16 @@ class _Progress:
     def _bar(self, split: str, num_images: int) -> Callable[[int], None]:
         from tqdm import tqdm
 
-        bar: Any = tqdm(desc=split, unit=" images", disable=None)
-        return lambda rows: bar.update(rows) and None
+        bar: Any = tqdm(
+            desc=split, total=split_evenly(num_images, self._num_ranks, 0).size, unit=" images", disable=None
+        )
+
+        def advance(rows: int) -> None:
+            bar.update(rows)
+            if bar.n >= bar.total:
+                bar.close()
+
+        return advance
 
 
 class _WorldTeam:

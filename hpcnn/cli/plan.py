@@ -11,7 +11,7 @@ from hpcnn.data import open_data
 from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.plan import costs, planner
-from hpcnn.plan.buckets import make_buckets
+from hpcnn.plan.buckets import FLOAT_BYTES, Bucket, make_buckets
 from hpcnn.plan.choice import allreduce_algorithm
 from hpcnn.spec import ModelSpec
 
@@ -70,11 +70,11 @@ def _describe(model: ModelSpec, plan: planner.Plan, config: configuration.Config
     return f"{head}\n{table}\n\n{_describe_exchange(buckets, config.exchange.algorithm, plan.ranks)}"
 
 
-def _describe_exchange(buckets: tuple[costs.Bucket, ...], algorithm: str, ranks: int) -> str:
+def _describe_exchange(buckets: tuple[Bucket, ...], algorithm: str, ranks: int) -> str:
     rows = []
     for bucket in buckets:
-        chosen = allreduce_algorithm(bucket.size * costs.FLOAT_BYTES, ranks) if algorithm == "auto" else algorithm
-        gradient = quantity(bucket.size * costs.FLOAT_BYTES, "B")
+        chosen = allreduce_algorithm(bucket.size * FLOAT_BYTES, ranks) if algorithm == "auto" else algorithm
+        gradient = quantity(bucket.size * FLOAT_BYTES, "B")
         if chosen == "mpi" or ranks == 1:
             sent = ("-", "-")
         else:

@@ -18,7 +18,9 @@ DEFAULT = "lenet5"
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("train", help="train a network (start it with mpirun or srun)")
-    parser.add_argument("config", nargs="?", help=f"TOML file or preset (default: the run's own to --resume, {DEFAULT} otherwise)")
+    parser.add_argument(
+        "config", nargs="?", help=f"TOML file or preset (default: the run's own to --resume, {DEFAULT} otherwise)"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-DATE)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")

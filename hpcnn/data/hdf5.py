@@ -1,8 +1,12 @@
 """The HDF5 image file: `/images` uint8 (N, H, W, C), `/labels` int64 (N,), and what they mean as attributes.
 
+Attributes of the root: `format`, `version`, `class_names` (one text, a name a line), `mean` and `std` per channel of
+the *training* pixels divided by 255, `source`, `licence`. Files by others need only the two datasets: classes are then
+numbered, mean is .5 and std .25.
+
 Images lie contiguous and uncompressed: a row is then one `pread` at a known offset, tens of times faster than through
-the chunk machinery, on every rank at once and without a lock. Files of others whose images are chunked or compressed
-are read into memory whole if they are small.
+the chunk machinery, on every rank at once and without a lock. Files whose images are chunked or compressed are read
+into memory whole if they are small.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import h5py
 import numpy as np
 
 from hpcnn.arrays import Shape
@@ -21,13 +26,24 @@ from hpcnn.data.dataset import check_labels, fingerprint
 from hpcnn.errors import DataError
 
 FORMAT, VERSION = "hpcnn-images", 1
+# The oldest structures that carry checksums: the library finds damage instead of following it. Any HDF5 since 1.8
+# reads them, and attributes may be longer than 64 KiB.
+STRUCTURES = ("v108", "v108")
 LARGEST_IN_MEMORY_BYTES = 1 << 30
 LARGEST_EXTENT = 1 << 16
 MOST_CHANNELS = 1 << 10
+MOST_CLASSES = 1 << 20
 
 
 class Hdf5DataSet:
-    """A data set in one HDF5 file, opened for reading by this process alone.
+    """A data set in one HDF5 file, opened for reading by this process alone; see `DataSet`.
+
+    Attributes
+    ----------
+    contiguous : bool
+        Whether rows are read from the file when asked for; otherwise all are in memory.
+    about : dict of str
+        "source" and "licence", empty when unknown.
 
     Raises
     ------
@@ -40,52 +56,54 @@ class Hdf5DataSet:
         self._who = f"data: '{self.path}'"
         self._descriptor: int | None = None
         self._in_memory: np.ndarray | None = None
-        import h5py
-
         with refusals(self.path), h5py.File(self.path, "r", locking=False) as file:
+            _check_version(file, self._who)
             images, labels = self._datasets(file)
             self.image_shape: Shape = tuple(int(extent) for extent in images.shape[1:])
-            self._labels = labels[...].astype(np.int64)
-            self.class_names = tuple(_text(name) for name in file.attrs.get("class_names", ()))
+            self.labels = labels[...].astype(np.int64)
+            self.class_names = _names(file.attrs.get("class_names", ()))
             if not self.class_names:
-                self.class_names = tuple(map(str, range(int(self._labels.max(initial=-1)) + 1)))
+                # A label of a damaged file may be any number; a wrong one is found below.
+                self.class_names = tuple(map(str, range(min(int(self.labels.max()) + 1, MOST_CLASSES))))
             self.mean = self._per_channel(file, "mean", 0.5)
             self.std = self._per_channel(file, "std", 0.25)
             self.about = {name: _text(file.attrs.get(name, "")) for name in ("source", "licence")}
-            self._row_bytes = prod(self.image_shape)
             self._offset = images.id.get_offset()
             self.contiguous = self._offset is not None
-            if not self.contiguous:
-                self._in_memory = self._read_all(images)
+            if self.contiguous:
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            else:
+                self._in_memory = images[...]
         self.num_classes = len(self.class_names)
-        check_labels(self._who, self._labels, len(self._labels), self.num_classes)
-        if self.contiguous:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
+        self._row_bytes = prod(self.image_shape)
+        try:
+            check_labels(self._who, self.labels, len(self.labels), self.num_classes)
+        except DataError:
+            self.close()
+            raise
 
     def __len__(self) -> int:
-        return len(self._labels)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """All labels, int64 (N,)."""
-        return self._labels
+        return len(self.labels)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `DataSet.read`; neighbouring rows are read at once."""
+        """See `DataSet.read`; neighbouring rows are read at once, and the file from front to back."""
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
+            raise IndexError(f"{self._who}: indices {indices.min()} to {indices.max()} of {len(self)} images.")
         if self._in_memory is not None:
-            return self._in_memory[indices], self._labels[indices]
+            return self._in_memory[indices], self.labels[indices]
         images = np.empty((len(indices), *self.image_shape), np.uint8)
-        rows = images.reshape(len(indices), -1)
+        rows = images.reshape(len(indices), self._row_bytes)
         breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-        starts, stops = [0, *breaks.tolist()], [*breaks.tolist(), len(indices)]
-        for start, stop in zip(starts, stops, strict=True):
-            if start < stop:
-                self._read_run(rows[start:stop], int(indices[start]))
-        return images, self._labels[indices]
+        starts = np.array([0, *breaks] if len(indices) else [], np.int64)
+        stops = np.array([*breaks, len(indices)])
+        for run in np.argsort(indices[starts], kind="stable").tolist():
+            self._read_run(rows[starts[run] : stops[run]], int(indices[starts[run]]))
+        return images, self.labels[indices]
 
     def fingerprint(self) -> str:
         """See `DataSet.fingerprint`."""
-        return fingerprint((len(self), *self.image_shape), self._labels, self.class_names)
+        return fingerprint((len(self), *self.image_shape), self.labels, self.class_names)
 
     def close(self) -> None:
         """Close the file."""
@@ -93,16 +111,17 @@ class Hdf5DataSet:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> Hdf5DataSet:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _read_run(self, rows: np.ndarray, first: int) -> None:
+        """Fill `rows` with consecutive images, `first` on."""
         if self._descriptor is None:
-            raise DataError(f"{self._who} is closed.")
-        target = memoryview(rows.reshape(-1))
+            raise DataError(f"{self._who} is closed; images are read while it is open.")
+        target: memoryview = rows.reshape(-1).data
         offset = int(self._offset) + first * self._row_bytes
         while target:
             try:
@@ -110,55 +129,63 @@ class Hdf5DataSet:
             except OSError as error:
                 raise DataError(f"{self._who} cannot be read: {error.strerror}. Check the file system.") from None
             if got == 0:
-                raise DataError(f"{self._who} ends inside image {first}; it must hold all rows. Copy it again.")
+                raise DataError(
+                    f"{self._who} ends inside image {first}; it was cut short after it was opened. Copy it again."
+                )
             target, offset = target[got:], offset + got
 
-    def _datasets(self, file: Any) -> tuple[Any, Any]:
+    def _datasets(self, file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset]:
         """Return the two datasets after a look at their types and shapes, before any memory is taken for them."""
-        import h5py
-
         for name in ("images", "labels"):
-            if not isinstance(file.get(name), h5py.Dataset):
+            # A link into another file would be read at this file's offsets, or lead anywhere on the disk.
+            link = file.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
                 raise DataError(
-                    f"{self._who} has no dataset '/{name}'; it is no image file. Make one by `data import`."
+                    f"{self._who} has no dataset '/{name}' of its own; an image file needs /images and /labels. Make"
+                    " one with `hpcnn data import`."
                 )
         images, labels = file["images"], file["labels"]
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(f"{self._who}: /images is {images.dtype} {images.shape}; it must be uint8 (N, H, W, C).")
-        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        count, rows, columns, channels = images.shape
+        if labels.dtype.kind not in "iu" or labels.shape != (count,):
             raise DataError(
-                f"{self._who}: /labels is {labels.dtype} {labels.shape}; it must be integers ({images.shape[0]},), one"
-                " an image."
+                f"{self._who}: /labels is {labels.dtype} {labels.shape}; it must be integers ({count},), one an image."
             )
-        _, rows, columns, channels = images.shape
-        if not (0 < rows <= LARGEST_EXTENT and 0 < columns <= LARGEST_EXTENT and 0 < channels <= MOST_CHANNELS):
-            raise DataError(f"{self._who}: images of {images.shape[1:]} are beyond reason; the file is damaged.")
-        size = self.path.stat().st_size
+        if not (
+            count and 0 < rows <= LARGEST_EXTENT and 0 < columns <= LARGEST_EXTENT and 0 < channels <= MOST_CHANNELS
+        ):
+            raise DataError(
+                f"{self._who}: /images has shape {images.shape}; it needs images, at most {LARGEST_EXTENT} pixels high"
+                f" and wide and {MOST_CHANNELS} channels deep. Make the file again with `hpcnn data import`."
+            )
         for dataset in (images, labels):
-            num_bytes, offset = prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_offset()
-            if offset is not None and num_bytes and offset + num_bytes > size:
-                raise DataError(
-                    f"{self._who} is truncated: {dataset.name} ends behind its {size} bytes. Copy it again."
-                )
+            self._check_storage(dataset)
         return images, labels
 
-    def _per_channel(self, file: Any, name: str, default: float) -> np.ndarray:
+    def _check_storage(self, dataset: h5py.Dataset) -> None:
+        """Raise DataError unless the values are in this file, whole, or small enough to be unpacked from it."""
+        num_bytes, offset = prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_offset()
+        size = self.path.stat().st_size
+        if offset is not None and offset + num_bytes > size:
+            raise DataError(f"{self._who} is truncated: {dataset.name} ends behind its {size} bytes. Copy it again.")
+        if offset is None and (dataset.chunks is None or dataset.external or dataset.is_virtual):
+            raise DataError(f"{self._who}: {dataset.name} has no values in this file. Make one that holds its images.")
+        if offset is None and num_bytes > LARGEST_IN_MEMORY_BYTES:
+            raise DataError(
+                f"{self._who}: {dataset.name} is chunked or compressed and {num_bytes >> 20} MiB large; beyond"
+                f" {LARGEST_IN_MEMORY_BYTES >> 20} MiB it must be contiguous. Rewrite it: h5repack -l CONTI OLD NEW."
+            )
+
+    def _per_channel(self, file: h5py.File, name: str, default: float) -> np.ndarray:
         channels = self.image_shape[2]
         values = np.asarray(file.attrs.get(name, np.full(channels, default)), np.float32).reshape(-1)
         if values.shape != (channels,) or not np.isfinite(values).all() or (name == "std" and not (values > 0).all()):
             raise DataError(
-                f"{self._who}: attribute '{name}' (={values.tolist()}) must be {channels} positive numbers."
+                f"{self._who}: attribute '{name}' (={values.tolist()}) must be {channels} finite numbers, one a"
+                " channel, and std positive. Make the file again with `hpcnn data import`."
             )
         return values
-
-    def _read_all(self, images: Any) -> np.ndarray:
-        num_bytes = prod(images.shape)
-        if num_bytes > LARGEST_IN_MEMORY_BYTES:
-            raise DataError(
-                f"{self._who}: /images is chunked or compressed and {num_bytes >> 20} MiB large; files over"
-                f" {LARGEST_IN_MEMORY_BYTES >> 20} MiB must be contiguous. Import them again with `hpcnn data import`."
-            )
-        return np.asarray(images[...])
 
 
 def create(
@@ -167,32 +194,33 @@ def create(
     """Make a file with room for all images and return the offset of the first byte of `/images` in it.
 
     Rows are then written by anyone with `os.pwrite`; `finish` adds mean and std. `path` should be a temporary name.
-    """
-    import h5py
 
-    with h5py.File(path, "w", locking=False) as file:
-        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-        file.attrs["class_names"] = list(class_names)
-        for name, value in about.items():
-            file.attrs[name] = value
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    with h5py.File(path, "w", locking=False, libver=STRUCTURES) as file:
+        file.attrs["version"] = VERSION
+        names = "\n".join(" ".join(name.split()) for name in class_names)
+        for name, value in {"format": FORMAT, "class_names": names, **about}.items():
+            # Of fixed length: texts of variable length lie in a heap that has no checksum.
+            text = value.encode() or b" "
+            file.attrs.create(name, text, dtype=h5py.string_dtype("utf-8", len(text)))
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_layout(h5py.h5d.CONTIGUOUS)
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         space = h5py.h5s.create_simple((num_images, *image_shape))
         images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, layout)
         file.create_dataset("labels", data=np.asarray(labels, np.int64))
         file.flush()
-        offset = images.get_offset()
-    if offset is None:
-        raise DataError(f"data: '{path}': the HDF5 library gave /images no place. Nothing was written.")
-    return int(offset)
+        return int(images.get_offset())
 
 
 def finish(path: Path, mean: np.ndarray, std: np.ndarray) -> None:
     """Add mean and std, per channel of pixels divided by 255, and flush the file to the disk."""
-    import h5py
-
-    with h5py.File(path, "r+", locking=False) as file:
+    with h5py.File(path, "r+", locking=False, libver=STRUCTURES) as file:
         file.attrs["mean"], file.attrs["std"] = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -203,19 +231,35 @@ def finish(path: Path, mean: np.ndarray, std: np.ndarray) -> None:
 
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file causes in the HDF5 library into a DataError."""
+    """Turn whatever a missing or damaged file causes in the HDF5 library into a DataError."""
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(
-            f"data: '{path}' does not exist. Make it with `hpcnn data import` or `hpcnn data fetch`, or mend data.source."
+            f"data: '{path}' does not exist. Make it with `hpcnn data import` or `hpcnn data fetch`, or mend"
+            " data.source."
         ) from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise DataError(f"data: '{path}' cannot be opened: {error.strerror}. It must be a readable file.") from None
     except Exception as error:  # h5py raises nearly every built-in type
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"data: '{path}' is truncated, damaged or no HDF5 file ({reason}). Copy it again.") from None
 
 
+def _check_version(file: h5py.File, who: str) -> None:
+    version = int(file.attrs.get("version", VERSION)) if _text(file.attrs.get("format", "")) == FORMAT else VERSION
+    if version > VERSION:
+        raise DataError(f"{who} is of version {version} of its format; this hpcnn reads up to {VERSION}. Update hpcnn.")
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Return class names from one text, a name a line, or from an array of texts."""
+    if isinstance(value, str | bytes):
+        return tuple(_text(value).split("\n"))
+    return tuple(_text(name) for name in value)
+
+
 def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return (value.decode(errors="replace") if isinstance(value, bytes) else str(value)).strip()

@@ -107,7 +107,7 @@ class Loader:
 
 
 def evaluation_batches(data: DataSet, batch: int, rank: int, size: int) -> Iterator[Batch]:
-    """Yield this rank's contiguous part of a data set in order, `batch` images at a time, the last fewer; or nothing."""
+    """Yield this rank's contiguous part of a data set in order, `batch` images at a time, or nothing."""
     part = split(len(data), size, rank)
     for start in range(part.start, part.stop, batch):
         samples = np.arange(start, min(start + batch, part.stop))

@@ -8,7 +8,6 @@ from typing import Literal
 
 from hpcnn.config import DataConfig
 from hpcnn.data.dataset import DataSet
-from hpcnn.data.hdf5 import Hdf5DataSet
 from hpcnn.data.synthetic import SyntheticDataSet
 from hpcnn.errors import DataError
 
@@ -25,21 +24,40 @@ def open_data(config: DataConfig, split: Literal["train", "test"]) -> DataSet:
         If they are missing or damaged.
     """
     if config.source == "builtin":
-        return Hdf5DataSet(Path(str(resources.files("hpcnn.data") / "builtin" / f"fashion-mini-{split}.h5")))
+        return _open_file(Path(str(resources.files("hpcnn.data") / "builtin" / f"fashion-mini-{split}.h5")))
     if config.source == "synthetic":
         count = config.num_samples if split == "train" else max(1, config.num_samples // TEST_SHARE)
         return SyntheticDataSet(config.image_shape, config.num_classes, count, split)
     source = Path(config.source)
-    if source.is_dir():
+    if source.is_dir() and not (split == "test" and config.test):
         path = source / f"{split}.h5"
         if not path.exists():
             raise DataError(
                 f"data: folder '{source}' has no '{path.name}'; a source folder must hold train.h5 and test.h5."
                 " Make them with `hpcnn data import`."
             )
-        return Hdf5DataSet(path)
+        return _open_file(path)
     if split == "test":
         if not config.test:
-            raise DataError("data: no test images; data.source is one file. Name another by data.test.")
-        return Hdf5DataSet(config.test)
-    return Hdf5DataSet(source)
+            raise DataError(f"data: '{source}' is one file and comes without test images. Name theirs by data.test.")
+        return _open_file(Path(config.test))
+    return _open_file(source)
+
+
+def check_alike(train: DataSet, test: DataSet) -> None:
+    """Raise DataError unless a network trained on one set can be measured on the other."""
+    for name, ours, theirs in (
+        ("images", train.image_shape, test.image_shape),
+        ("classes", train.num_classes, test.num_classes),
+    ):
+        if ours != theirs:
+            raise DataError(
+                f"data: the training set has {name} (={ours}) and the test set (={theirs}); both must be of one kind."
+                " Import both together with `hpcnn data import`, or mend data.source and data.test."
+            )
+
+
+def _open_file(path: Path) -> DataSet:
+    from hpcnn.data.hdf5 import Hdf5DataSet  # loads the HDF5 library, which synthetic images do without
+
+    return Hdf5DataSet(path)

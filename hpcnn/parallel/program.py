@@ -201,8 +201,9 @@ class _Timed:
 
 
 def compile_operations(model: Model) -> tuple[Operation, ...]:
-    """Return the model's layers as operations, each knowing which values die with it and whether its input needs a
-    gradient (the images do not).
+    """Return the model's layers as operations.
+
+    Each knows which values die with it, and whether its input needs a gradient: the images do not.
     """
     last_reader: dict[str, str] = {}
     trained_above: set[str] = set()

@@ -42,8 +42,8 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
         raise PlanError(f"plan: preset (={preset!r}) is unknown; this version has 'data'.")
     if global_batch < ranks:
         raise PlanError(
-            f"plan: train.global_batch (={global_batch}) is smaller than the number of ranks (={ranks}); each rank needs"
-            f" at least one sample. Use at most {global_batch} ranks or a larger batch."
+            f"plan: train.global_batch (={global_batch}) is smaller than the number of ranks (={ranks});"
+            f" each rank needs at least one sample. Use at most {global_batch} ranks or a larger batch."
         )
     layout = Layout(sample=ranks)
     return Plan(
@@ -76,7 +76,9 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
         ranks, batch, tables = int(tree["ranks"]), int(tree["global_batch"]), tree["layer"]
         found = [(str(table["name"]), str(table["layout"]), int(table["sample"])) for table in tables]
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        raise PlanError(f"plan: not a plan file ({error}); write one with `hpcnn plan CONFIG --ranks N --save`.") from None
+        raise PlanError(
+            f"plan: not a plan file ({error}); write one with `hpcnn plan CONFIG --ranks N --save FILE`."
+        ) from None
     if batch != global_batch:
         raise PlanError(
             f"plan: global_batch (={batch}) differs from train.global_batch (={global_batch}); both must be equal."

@@ -17,6 +17,7 @@ from hpcnn.parallel.program import Program
 from hpcnn.plan import planner
 from hpcnn.plan.planner import Plan
 
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a configuration describes, built on this rank."""

@@ -19,6 +19,7 @@ import numpy as np
 from hpcnn import config as configuration
 from hpcnn.data.loader import Batch, Loader
 from hpcnn.errors import CheckpointError, ConfigError, HpcnnError, NumericsError
+from hpcnn.ops import squared_norm
 from hpcnn.plan import planner
 from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
@@ -307,8 +308,18 @@ class Trainer:
         return score
 
     def _save(self, *, best: bool = False, final: bool = False) -> None:
-        """Write a checkpoint (collective); an error is raised on all ranks."""
+        """Write a checkpoint (collective); an error is raised on all ranks.
+
+        Parameters that are no numbers are not saved: a ReLU may hide them from the loss, and the checkpoints that are
+        kept would be pushed out.
+        """
         self.program.average_statistics()
+        if not math.isfinite(squared_norm(self.parts.model.parameters.values)):
+            raise NumericsError(
+                f"train: after step {self.step} some parameters are no finite numbers; they are not saved, and"
+                f" checkpoints written so far are intact. Lower train.lr (={self.config.train.lr}) or set"
+                " train.clip_norm."
+            )
         with self.world.agreeing():
             if self._store is not None:
                 self._store.save(self._snapshot(), best=best, final=final)

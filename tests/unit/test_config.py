@@ -60,7 +60,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_met_with_the_nearest_preset() -> None:
-    with pytest.raises(ConfigError, match="neither a preset nor a file. Did you mean 'resnet20'"):
+    with pytest.raises(ConfigError, match=r"neither a preset nor a file\. Did you mean 'resnet20'"):
         configuration.load("resnet2")
 
 

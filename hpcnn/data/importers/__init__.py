@@ -127,7 +127,7 @@ def _guess(source: Path) -> Kind:
 def _load_idx(source: Path) -> dict[str, Collection]:
     splits: dict[str, Collection] = {}
     for split in ("train", "test"):
-        files = idx.find(source, split)  # type: ignore[arg-type]
+        files = idx.find(source, split)
         if files is not None:
             splits[split] = idx.load(*files)
     if not splits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

@@ -80,8 +80,9 @@ def _parse(stream: BinaryIO, path: Path, num_dims: int, most: int) -> np.ndarray
     header = stream.read(4 + 4 * num_dims)
     if header[:4] != bytes((0, 0, 8, num_dims)) or len(header) != 4 + 4 * num_dims:
         raise DataError(
-            f"data: '{path}' is no IDX file of bytes in {num_dims} dimensions: it begins with {header[:4].hex() or 'nothing'},"
-            f" not {bytes((0, 0, 8, num_dims)).hex()}. Check that images and labels are not mixed up."
+            f"data: '{path}' is no IDX file of bytes in {num_dims} dimensions: it begins with"
+            f" {header[:4].hex() or 'nothing'}, not {bytes((0, 0, 8, num_dims)).hex()}."
+            " Check that images and labels are not mixed up."
         )
     shape = tuple(int(extent) for extent in np.frombuffer(header, ">u4", offset=4))
     expected = prod(shape)

@@ -163,7 +163,7 @@ class _Draft:
             def copy(rows: np.ndarray) -> np.ndarray:
                 images = np.empty((len(rows), *self._collection.image_shape), np.uint8)
                 for image, row in zip(images, kept[rows].tolist(), strict=True):
-                    if os.preadv(descriptor, [memoryview(image)], other.offset_of(row)) != image.nbytes:
+                    if os.preadv(descriptor, [image.data], other.offset_of(row)) != image.nbytes:
                         raise DataError(f"data: '{other.path}' ends early; the file system lost what was written.")
                 return images
 
@@ -213,7 +213,7 @@ class _Draft:
 
 
 def _write_all(descriptor: int, images: np.ndarray, offset: int) -> None:
-    left = memoryview(images.reshape(-1))
+    left: memoryview = images.reshape(-1).data
     while left:
         written = os.pwrite(descriptor, left, offset)
         left, offset = left[written:], offset + written

@@ -210,6 +210,11 @@ def num_threads() -> int:
     return int(library().omp_get_max_threads())
 
 
+def set_num_threads(count: int) -> None:
+    """Let OpenMP use so many threads for what the calling thread starts from now on."""
+    library().omp_set_num_threads(count)
+
+
 def available() -> bool:
     """Return whether a usable oneDNN library is there; ConfigError if HPCNN_ONEDNN names one that is not."""
     return find() is not None

@@ -23,6 +23,9 @@ Handle: TypeAlias = c_void_p
 PostOp: TypeAlias = tuple[Any, ...]
 P = ParamSpec("P")
 
+# Operations that read and write no more than this, all in all, take microseconds on one thread.
+ONE_THREAD_BYTES = 1 << 18
+
 # Memory objects and the two buffers are shared: one thread executes at a time, whichever Python thread it is.
 _lock = RLock()
 
@@ -185,6 +188,7 @@ class Primitive:
         self._execute, self._set_handle = library.dnnl_primitive_execute, library.dnnl_memory_set_data_handle
         self._stream = lib.stream()
         self.scratch_bytes = size_of(description.format_of(lib.SCRATCHPAD))
+        self.num_bytes = sum(size_of(description.format_of(number)) for number in arguments)
         self.workspace_bytes = size_of(description.format_of(lib.WORKSPACE))
         numbers = [*arguments, lib.SCRATCHPAD] if self.scratch_bytes else list(arguments)
         layouts = [description.format_of(number) for number in numbers]
@@ -192,6 +196,7 @@ class Primitive:
         pairs = [lib.ExecuteArgument(number, memory) for number, memory in zip(numbers, self._memories, strict=True)]
         self._arguments = (lib.ExecuteArgument * len(pairs))(*pairs)
 
+        self._threads: int | None = None  # of the caller, where this primitive works on one
         self.reorder: Primitive | None = None
         if plain is not None:
             self._place, self._after = numbers.index(plain[0]), plain[0] == lib.DIFF_WEIGHTS
@@ -200,6 +205,10 @@ class Primitive:
                 self._blocked_bytes = size_of(chosen)
                 formats = (chosen, plain[1]) if self._after else (plain[1], chosen)
                 self.reorder = _reorder(f"{self.who}, filter", *formats)
+
+    def keep_to_one_thread(self, threads: int) -> None:
+        """Execute on one thread from now on, where the caller has `threads`; it must have been created on one."""
+        self._threads = threads
 
     def __call__(self, *addresses: int) -> None:
         """Execute on these addresses, one for each argument, in order.
@@ -226,7 +235,11 @@ class Primitive:
             addresses = (*addresses, _scratch.reserve(self.scratch_bytes))
         for memory, address in zip(self._memories, addresses, strict=True):
             self._set_handle(memory, address)
+        if self._threads is not None:
+            lib.set_num_threads(1)
         status = self._execute(self._handle, self._stream, len(addresses), self._arguments)
+        if self._threads is not None:
+            lib.set_num_threads(self._threads)
         if status:
             lib.check(status, self.who)
 
@@ -247,24 +260,34 @@ def _reorder(who: str, source: Handle, target: Handle) -> Primitive:
 def cached(build: Callable[P, Primitive]) -> Callable[P, Primitive | None]:
     """Make `build` return one primitive per arguments and number of threads; None, and a record, where there is none.
 
-    A primitive divides its work when it is created, so the number of threads belongs to the key.
+    A primitive divides its work when it is created, so the number of threads belongs to the key. Work on few bytes is
+    done on one thread: waking another takes longer.
     """
     made: dict[tuple[Any, ...], Primitive | None] = {}
 
-    @wraps(build)
-    def find(*args: P.args, **kwargs: P.kwargs) -> Primitive | None:
-        key = (lib.num_threads(), args, *kwargs.values())
+    def create(threads: int, *args: P.args, **kwargs: P.kwargs) -> Primitive | None:
         try:
-            primitive = made[key]
-        except KeyError:
-            with _lock:
+            primitive = build(*args, **kwargs)
+            if threads > 1 and primitive.num_bytes <= ONE_THREAD_BYTES:
+                lib.set_num_threads(1)
                 try:
                     primitive = build(*args, **kwargs)
-                except lib.UnimplementedError as error:
-                    primitive = None
-                    _fallbacks[str(error)] = _fallbacks.get(str(error), 0) + 1
-                made[key] = primitive
+                finally:
+                    lib.set_num_threads(threads)
+                primitive.keep_to_one_thread(threads)
+        except lib.UnimplementedError as error:
+            _fallbacks[str(error)] = _fallbacks.get(str(error), 0) + 1
+            return None
         return primitive
+
+    @wraps(build)
+    def find(*args: P.args, **kwargs: P.kwargs) -> Primitive | None:
+        threads = lib.num_threads()
+        key = (threads, args, *kwargs.values())
+        if key not in made:
+            with _lock:
+                made[key] = create(threads, *args, **kwargs)
+        return made[key]
 
     return find
 

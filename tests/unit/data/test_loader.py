@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcnn.config import DataConfig
+from hpcnn.data import MemoryDataSet, open_data
+from hpcnn.data.hdf5 import Hdf5DataSet
+from hpcnn.data.loader import Batch, Loader, evaluation_batches
+from hpcnn.data.sampler import epoch_order
+from hpcnn.errors import DataError
+
+AUGMENTED = DataConfig(crop_padding=2, flip=True, shuffle_block=4)
+
+
+@pytest.fixture
+def data() -> MemoryDataSet:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (50, 6, 5, 3), np.uint8)
+    names = tuple("abcd")
+    return MemoryDataSet(images, random.integers(0, 4, 50), names, np.full(3, 0.5), np.full(3, 0.25))
+
+
+def batches(data: Any, config: DataConfig = AUGMENTED, **options: Any) -> list[Batch]:
+    settings = {"global_batch": 12, "seed": 1, "rank": 0, "size": 1, "first_step": 0, "num_steps": 9} | options
+    with Loader(data, config, **settings) as loader:
+        return list(loader)
+
+
+def assert_equal(expected: list[Batch], actual: list[Batch]) -> None:
+    for one, other in zip(expected, actual, strict=True):
+        for field in ("images", "labels", "samples"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+
+
+def join(parts: list[Batch]) -> Batch:
+    return Batch(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels", "samples")))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 12])
+def test_the_parts_of_all_ranks_make_up_the_global_batch(data: MemoryDataSet, size: int) -> None:
+    ranks = [batches(data, rank=rank, size=size) for rank in range(size)]
+    assert_equal(batches(data), [join(list(parts)) for parts in zip(*ranks, strict=True)])
+
+
+def test_a_batch_is_normalised_and_labelled_by_its_samples(data: MemoryDataSet) -> None:
+    config = DataConfig(shuffle_block=4)
+    for number, batch in enumerate(batches(data, config, num_steps=4)):
+        np.testing.assert_array_equal(epoch_order(50, 1, 0, 4)[12 * number : 12 * number + 12], batch.samples)
+        expected = (data.images[batch.samples] / 255 - 0.5) / 0.25
+        np.testing.assert_allclose(expected, batch.images, atol=1e-5)
+        assert batch.images.dtype == np.float32
+        np.testing.assert_array_equal(data.labels[batch.samples], batch.labels)
+        assert batch.labels.dtype == batch.samples.dtype == np.int64
+
+
+def test_an_epoch_drops_its_incomplete_last_batch(data: MemoryDataSet) -> None:
+    samples = [batch.samples for batch in batches(data, num_steps=8)]
+    for epoch in (0, 1):
+        seen = np.concatenate(samples[4 * epoch : 4 * epoch + 4])
+        assert len(np.unique(seen)) == 48
+    assert not np.array_equal(samples[0], samples[4])
+
+
+def test_a_resumed_run_sees_the_same_batches_on_another_number_of_ranks(data: MemoryDataSet) -> None:
+    expected = batches(data)[5:]
+    ranks = [batches(data, rank=rank, size=3, first_step=5, num_steps=4) for rank in range(3)]
+    assert_equal(expected, [join(list(parts)) for parts in zip(*ranks, strict=True)])
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 5])
+def test_preparing_ahead_changes_nothing(data: MemoryDataSet, prefetch: int) -> None:
+    config = DataConfig(crop_padding=2, flip=True, shuffle_block=4, prefetch=prefetch)
+    assert_equal(batches(data), batches(data, config))
+    assert [] == batches(data, config, num_steps=0)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_read_error_reaches_the_step_that_wanted_the_rows(make_file, prefetch: int) -> None:
+    path = make_file(count=40)
+    config, got = DataConfig(prefetch=prefetch), []
+    with Hdf5DataSet(path) as data:
+        os.truncate(path, path.stat().st_size - 400)
+        with (
+            Loader(data, config, global_batch=8, seed=1, rank=0, size=1, first_step=0, num_steps=5) as loader,
+            pytest.raises(DataError, match=r"a.h5' ends inside image 3\d"),
+        ):
+            got.extend(loader)
+    assert len(got) < 5
+
+
+def test_leaving_early_ends_the_thread(data: MemoryDataSet) -> None:
+    before = threading.active_count()
+    with Loader(data, AUGMENTED, global_batch=2, seed=1, rank=0, size=1, first_step=0, num_steps=10**9) as loader:
+        next(iter(loader))
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+    loader.close()
+
+
+def test_batches_too_large_or_too_small_are_refused(data: MemoryDataSet) -> None:
+    with pytest.raises(DataError, match=r"global_batch .=51. is larger than the training set .=50"):
+        batches(data, global_batch=51)
+    with pytest.raises(DataError, match=r"global_batch .=3. is smaller than the number of ranks .=4"):
+        batches(data, global_batch=3, size=4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("count", [1, 3, 50])
+def test_evaluation_sees_every_image_once_and_in_order(data: MemoryDataSet, size: int, count: int) -> None:
+    some = MemoryDataSet(data.images[:count], data.labels[:count], data.class_names, data.mean, data.std)
+    parts = [part for rank in range(size) for part in evaluation_batches(some, 7, rank, size)]
+    assert all(1 <= len(part.samples) <= 7 for part in parts)
+    whole = join(parts)
+    np.testing.assert_array_equal(np.arange(count), whole.samples)
+    np.testing.assert_array_equal(some.labels, whole.labels)
+    np.testing.assert_allclose((some.images / 255 - 0.5) / 0.25, whole.images, atol=1e-5)
+
+
+def test_several_ranks_read_one_file_each_with_its_own_handle(make_file, expected_rows, tmp_path: Path) -> None:
+    config = DataConfig(source=str(make_file(count=40)), shuffle_block=4)
+    handles = [open_data(config, "train") for _ in range(3)]
+    parts = [batches(handle, config, rank=rank, size=3, num_steps=2) for rank, handle in enumerate(handles)]
+    whole = join([part[0] for part in parts])
+    np.testing.assert_allclose((expected_rows(count=40)[whole.samples] / 255 - 0.4) / 0.3, whole.images, atol=1e-5)
