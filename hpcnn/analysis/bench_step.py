@@ -110,6 +110,9 @@ class OwnStep:
 # Small: repeated steps on one batch stay finite, and the weights of ours and the peer's stay close.
 LEARNING_RATE = 1e-3
 
+# OpenMP threads go on spinning for a while after their work; before the other side's turn they may fall asleep.
+PAUSE_S = 0.02
+
 
 def random_batch(shape: Shape, classes: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return normal images (count, H, W, C), float32, and labels (count,), equal on every rank."""
@@ -132,14 +135,16 @@ def time_step(preset: str, *, global_batch: int, repeats: int, world: World, pee
         Time PyTorch too, if it is installed and there is one rank.
     """
     own = OwnStep(preset, global_batch, world)
-    other = _peer_step(own) if peer and world.size == 1 else None
+    other = _peer_step(own, world.num_threads) if peer and world.size == 1 else None
     first_loss = own(0)[0]
     loss_difference = abs(other() - first_loss) / abs(first_loss) if other else None
     phases, peer_times = [], []
     for repeat in range(repeats):
+        time.sleep(PAUSE_S)
         world.barrier()
         phases.append(own(repeat + 1)[1:])
         if other:
+            time.sleep(PAUSE_S)
             begin = time.perf_counter()
             other()
             peer_times.append(time.perf_counter() - begin)
@@ -161,9 +166,12 @@ def time_step(preset: str, *, global_batch: int, repeats: int, world: World, pee
     )
 
 
-def _peer_step(own: OwnStep) -> Callable[[], float] | None:
+def _peer_step(own: OwnStep, num_threads: int) -> Callable[[], float] | None:
     """Return a function that makes PyTorch's step on the same batch and returns its loss; None without PyTorch."""
     try:
+        import torch
+
+        torch.set_num_threads(num_threads)
         twin = TorchTwin(own.spec, momentum=own.recipe.momentum, weight_decay=own.recipe.weight_decay)
     except ImportError:
         return None

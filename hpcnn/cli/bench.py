@@ -33,13 +33,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all of ours, and mpi")
     allreduce.set_defaults(run=_allreduce)
 
+    ops = kinds.add_parser("ops", help="operators on the layers of known models, beside PyTorch where it is installed")
+    ops.add_argument("--models", nargs="+", metavar="NAME", help="default: vgg16 resnet50 alexnet")
+    ops.set_defaults(run=_ops)
+
     step = kinds.add_parser("step", help="training steps of whole models, beside PyTorch where it is installed")
     step.add_argument("--models", nargs="+", default=list(STEP_MODELS), metavar="NAME", help="presets")
-    step.add_argument("--batch", type=_positive, default=16, help="samples of a step over all ranks (default: 16)")
-    step.add_argument("--no-peer", action="store_true", help="time hpcnn alone")
     step.set_defaults(run=_step)
 
-    for kind, repeats in ((allreduce, None), (step, 5)):
+    for kind in (ops, step):
+        kind.add_argument("--batch", type=_positive, default=16, help="samples, over all ranks (default: 16)")
+        kind.add_argument("--no-peer", action="store_true", help="time hpcnn alone")
+    for kind, repeats in ((allreduce, None), (ops, 5), (step, 5)):
         default = repeats or "about a second's worth"
         kind.add_argument("--repeats", type=_positive, default=repeats, help=f"timed rounds (default: {default})")
         kind.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
@@ -60,6 +65,14 @@ def _allreduce(args: argparse.Namespace) -> int:
     )
     if world.rank == 0:
         _report(bench.format_table(rows), rows, args.json)
+    return 0
+
+
+def _ops(args: argparse.Namespace) -> int:
+    from hpcnn.analysis import bench_ops as bench
+
+    rows = bench.bench_ops(args.models or bench.MODELS, batch=args.batch, repeats=args.repeats, peer=not args.no_peer)
+    _report(bench.format_table(rows), rows, args.json)
     return 0
 
 

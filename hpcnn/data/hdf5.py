@@ -211,9 +211,10 @@ def create(
         layout.set_layout(h5py.h5d.CONTIGUOUS)
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        layout.set_obj_track_times(False)
         space = h5py.h5s.create_simple((num_images, *image_shape))
         images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, layout)
-        file.create_dataset("labels", data=np.asarray(labels, np.int64))
+        file.create_dataset("labels", data=np.asarray(labels, np.int64), track_times=False)
         file.flush()
         return int(images.get_offset())
 

@@ -10,6 +10,7 @@ from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.data import DataSet, open_data
 from hpcnn.data.sampler import steps_per_epoch
+from hpcnn.data.sources import check_alike
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import make_exchange
@@ -59,6 +60,8 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
     with world.agreeing():  # one node may not see a file, or read it as damaged
         train_data = open_data(config.data, "train")
         test_data = open_data(config.data, "test") if has_test_set(config) else None
+        if test_data is not None:
+            check_alike(train_data, test_data)
     spec = models.build(config.model.name, train_data.image_shape, train_data.num_classes, config.model.dropout)
     if plan_text is None:
         plan: Plan = planner.make_plan(spec, config.plan.preset, world.size, config.train.global_batch)

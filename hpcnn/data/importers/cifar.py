@@ -125,10 +125,14 @@ def _from_archive(source: Path) -> dict[str, bytes]:
                     _check_size(name, member.size, source)
                     stream = archive.extractfile(member)
                     files[name] = stream.read() if stream is not None else b""
+            # To the end of the compressed stream, where its checksum is.
+            while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+                pass
     except FileNotFoundError:
         raise DataError(f"data: '{source}' does not exist. Fetch it with `hpcnn data fetch cifar10`.") from None
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"data: '{source}' is damaged or truncated ({error}). Download it again.") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"data: '{source}' is damaged or truncated ({reason}). Download it again.") from None
     return files
 
 

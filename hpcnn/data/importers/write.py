@@ -167,7 +167,6 @@ class _Draft:
                         raise DataError(f"data: '{other.path}' ends early; the file system lost what was written.")
                 return images
 
-            self._sums[:] = 0
             self._write(copy, None)
         finally:
             os.close(descriptor)

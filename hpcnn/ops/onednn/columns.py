@@ -18,7 +18,7 @@ from hpcnn.ops.onednn.primitive import Description, Primitive, address, attribut
 
 MOST_COLUMNS = 64
 SMALLEST_ROW_BYTES = 1 << 15
-STRIP_BYTES = 1 << 22
+STRIP_BYTES = 1 << 25
 
 
 def pays(channels: int, kernel_size: Pair, columns: int, filters: int) -> bool:

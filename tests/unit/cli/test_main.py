@@ -25,6 +25,7 @@ FLAGS = {
     "hpcnn data fetch": "name --out --mirror --from",
     "hpcnn data info": "source",
     "hpcnn bench allreduce": "--sizes --algorithms --repeats --json",
+    "hpcnn bench ops": "--models --batch --no-peer --repeats --json",
     "hpcnn bench step": "--models --batch --no-peer --repeats --json",
     "hpcnn doctor": "--json --mpi",
 }

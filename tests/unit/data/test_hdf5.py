@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import h5py
@@ -31,7 +32,7 @@ def test_the_library_itself_reads_the_same_pixels(make_file, expected_rows) -> N
     with h5py.File(make_file()) as file:
         assert file["images"].chunks is None
         np.testing.assert_array_equal(expected_rows(), file["images"][...])
-        assert file.attrs["format"] == "hpcnn-images"
+        assert file.attrs["format"] == b"hpcnn-images"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ SPOILED = {
         replace(file, "images", np.zeros((0, 4, 5, 3), np.uint8)),
         replace(file, "labels", np.zeros(0, np.int64)),
     ),
-    "chunked or compressed and 93132 MiB": lambda file: (
+    "chunked or compressed and 95367 MiB": lambda file: (
         replace(file, "images", shape=(10**9, 10, 10, 1), chunks=(1, 10, 10, 1)),
         replace(file, "labels", shape=(10**9,), chunks=(10,)),
     ),
@@ -225,3 +226,25 @@ def test_a_read_only_folder_without_locks_is_no_obstacle(make_file, monkeypatch:
         assert len(Hdf5DataSet(path)) == 20
     finally:
         path.parent.chmod(0o755)
+
+
+def test_files_carry_no_time_so_that_equal_imports_are_equal_bytes(tmp_path: Path) -> None:
+    contents = []
+    for _ in range(2):
+        hdf5.create(tmp_path / "a.h5", 2, (1, 1, 1), ("a", "b"), np.arange(2))
+        hdf5.finish(tmp_path / "a.h5", np.ones(1), np.ones(1))
+        contents.append((tmp_path / "a.h5").read_bytes())
+        time.sleep(1.1)  # the library counts seconds
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("claimed", [78, 10**12])
+def test_a_file_that_claims_more_rows_than_it_has_is_refused_before_memory_is_taken(
+    tmp_path: Path, claimed: int
+) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:  # of the oldest structures, which have no checksums
+        file["images"], file["labels"] = np.zeros((77, 4, 5, 3), np.uint8), np.zeros(77, np.int64)
+    path.write_bytes(path.read_bytes().replace((77).to_bytes(8, "little"), claimed.to_bytes(8, "little")))
+    with pytest.raises(DataError, match=r"a\.h5"):
+        Hdf5DataSet(path)
