@@ -17,6 +17,8 @@ if [ -n "${CI:-}" ]; then
     export PYTHONUNBUFFERED=1 HYPOTHESIS_STORAGE_DIRECTORY="$PWD/$logs/hypothesis"
 fi
 
+[ -t 1 ] || export PY_COLORS=0
+
 passed=() failed=()
 # check NAME COMMAND...: run it whatever came before, and remember how it went.
 check() {

@@ -244,4 +244,4 @@ def test_continuous_integration_runs_the_test_script_and_nothing_else() -> None:
 def test_templates_name_no_user_paths() -> None:
     for path in (ROOT / "slurm").iterdir():
         text = path.read_text()
-        assert not any(word in text for word in ("/home/", "/users/", "/scratch/", "/work/")), path
+        assert not any(word in text for word in ("/home/", "/users/", "/scratch/", "/lustre/")), path

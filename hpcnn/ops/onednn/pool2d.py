@@ -99,6 +99,12 @@ def global_avgpool_backward(grad_output: np.ndarray, input_size: Pair) -> np.nda
     return avgpool2d_backward(pixel, input_size, input_size, stride=input_size, padding=NO_PADDING)
 
 
+def mean_of_pixels(shape: Shape) -> Primitive | None:
+    """Return what finds the mean over rows and columns; each sample's has the same bits whatever its company."""
+    size = (shape[1], shape[2])
+    return _forward(_Geometry(lib.POOL_AVERAGE, shape, size, size, NO_PADDING))
+
+
 @cached
 def _forward(geometry: _Geometry) -> Primitive:
     """Return y from x, and the places of the maxima."""
