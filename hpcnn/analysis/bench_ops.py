@@ -11,13 +11,16 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from hpcnn import config as configuration
 from hpcnn import ops, rng
 from hpcnn.analysis import torch_ops
+from hpcnn.data import open_data
 from hpcnn.nn import models
 from hpcnn.ops import update
 from hpcnn.spec import (
@@ -33,7 +36,6 @@ from hpcnn.spec import (
 )
 
 MODELS = ("vgg16", "resnet50", "alexnet")
-IMAGE_SHAPE, NUM_CLASSES = (224, 224, 3), 1000
 
 # A turn lasts at least this long, so that short operations are timed over many calls.
 SHORTEST_TURN_S = 2e-3
@@ -85,7 +87,7 @@ def bench_ops(names: Sequence[str] = MODELS, batch: int = 16, repeats: int = 5, 
     Parameters
     ----------
     names : sequence of str
-        Models, as in `hpcnn.nn.models`, for ImageNet's images and classes.
+        Presets; each names a model, and data whose images and classes shape it.
     batch : int
         Samples.
     repeats : int
@@ -100,7 +102,10 @@ def bench_ops(names: Sequence[str] = MODELS, batch: int = 16, repeats: int = 5, 
             peer = False
     layers: Counter[LayerSpec] = Counter()
     for name in names:
-        layers.update(map(_anonymous, models.build(name, IMAGE_SHAPE, NUM_CLASSES).layers))
+        config = configuration.load(name)
+        with closing(open_data(config.data, "train")) as data:
+            spec = models.build(config.model.name, data.image_shape, data.num_classes)
+        layers.update(map(_anonymous, spec.layers))
     rows = []
     for layer, count in layers.items():
         for case in _cases(layer, batch):
@@ -203,14 +208,14 @@ def _text(layer: LayerSpec, batch: int) -> str:
     return text if activation is None else f"{text}, {activation}"
 
 
-def _draw(*shape: int) -> np.ndarray:
+def _draw(what: str, *shape: int) -> np.ndarray:
     """Return normal float32 numbers, equal in every run."""
-    return rng.generator(1, "bench ops", *shape).standard_normal(shape, dtype=np.float32)
+    return rng.generator(1, f"bench ops: {what}").standard_normal(shape, dtype=np.float32)
 
 
 def _cases(layer: LayerSpec, batch: int) -> Iterator[_Case]:
     """Return the operations of one layer; none for those that move no numbers."""
-    x, grad = _draw(batch, *layer.input_shape), _draw(batch, *layer.output_shape)
+    x, grad = _draw("x", batch, *layer.input_shape), _draw("grad", batch, *layer.output_shape)
     match layer:
         case ConvSpec():
             yield from _convolution(layer, x, grad)
@@ -236,7 +241,7 @@ def _cases(layer: LayerSpec, batch: int) -> Iterator[_Case]:
             )
     kind = layer.kind if isinstance(layer, ActivationSpec) else getattr(layer, "activation", None)
     if kind is not None and not isinstance(layer, BatchNormSpec):
-        y = np.maximum(_draw(batch, *layer.output_shape), 0)
+        y = np.maximum(_draw("y", batch, *layer.output_shape), 0)
         yield _Case(
             "activation gradient",
             lambda: ops.activation_backward(grad, y, kind),
@@ -246,8 +251,8 @@ def _cases(layer: LayerSpec, batch: int) -> Iterator[_Case]:
 
 
 def _convolution(layer: ConvSpec, x: np.ndarray, grad: np.ndarray) -> Iterator[_Case]:
-    weight = _draw(*layer.parameters["weight"])
-    bias = _draw(layer.out_channels) if layer.bias else None
+    weight = _draw("weight", *layer.parameters["weight"])
+    bias = _draw("bias", layer.out_channels) if layer.bias else None
     geometry: dict[str, Any] = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
     flops, size = len(x) * layer.forward_flops, (x.shape[1], x.shape[2])
     out = np.empty_like(weight), np.empty_like(bias) if bias is not None else None
@@ -276,7 +281,10 @@ def _convolution(layer: ConvSpec, x: np.ndarray, grad: np.ndarray) -> Iterator[_
 
 
 def _linear(layer: LinearSpec, x: np.ndarray, grad: np.ndarray) -> Iterator[_Case]:
-    weight, bias = _draw(*layer.parameters["weight"]), _draw(layer.out_features) if layer.bias else None
+    weight, bias = (
+        _draw("weight", *layer.parameters["weight"]),
+        _draw("bias", layer.out_features) if layer.bias else None,
+    )
     out = np.empty_like(weight), np.empty_like(bias) if bias is not None else None
     arrays, flops = (x, weight, grad), len(x) * layer.forward_flops
     yield _Case(
@@ -303,7 +311,7 @@ def _linear(layer: LinearSpec, x: np.ndarray, grad: np.ndarray) -> Iterator[_Cas
 
 
 def _batchnorm(layer: BatchNormSpec, x: np.ndarray, grad: np.ndarray) -> Iterator[_Case]:
-    gamma, beta = _draw(x.shape[-1]), _draw(x.shape[-1])
+    gamma, beta = _draw("gamma", x.shape[-1]), _draw("beta", x.shape[-1])
     options: dict[str, Any] = {"epsilon": layer.epsilon, "activation": layer.activation}
     y, mean, var, mask = ops.batchnorm_forward(x, gamma, beta, **options)
     yield _Case(
@@ -315,7 +323,7 @@ def _batchnorm(layer: BatchNormSpec, x: np.ndarray, grad: np.ndarray) -> Iterato
     yield _Case(
         "batchnorm gradient",
         lambda: ops.batchnorm_backward(grad, x, gamma, mean, var, mask, **options),
-        lambda: torch_ops.batchnorm_gradients(layer, x, gamma, grad),
+        lambda: torch_ops.batchnorm_gradients(layer, x, gamma, beta, grad),
         (x, grad, y),
     )
 

@@ -103,13 +103,14 @@ def batchnorm(spec: BatchNormSpec, x: np.ndarray, gamma: np.ndarray, beta: np.nd
     return lambda: _activate(torch.native_batch_norm(image, scale, shift, *running, *options)[0], spec.activation)
 
 
-def batchnorm_gradients(spec: BatchNormSpec, x: np.ndarray, gamma: np.ndarray, grad_output: np.ndarray) -> Call:
+def batchnorm_gradients(
+    spec: BatchNormSpec, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, grad_output: np.ndarray
+) -> Call:
     """Return the backward pass of batch normalisation, through its activation."""
     import torch
 
-    image, scale, grad = _tensor(x), _tensor(gamma), _tensor(grad_output)
+    image, scale, shift, grad = _tensor(x), _tensor(gamma), _tensor(beta), _tensor(grad_output)
     running = torch.zeros(x.shape[-1]), torch.ones(x.shape[-1])
-    shift = torch.zeros(x.shape[-1])
     y, mean, rstd = torch.native_batch_norm(image, scale, shift, *running, True, spec.momentum, spec.epsilon)
     y = _activate(y, spec.activation)
     rest = (*running, mean, rstd, True, spec.epsilon, [True, True, True])
@@ -152,7 +153,6 @@ def set_num_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-    torch.set_grad_enabled(False)
 
 
 def _tensor(array: np.ndarray) -> Any:

@@ -36,8 +36,11 @@ INTERRUPTED = 130
 SETTLE_S = 5.0
 """How long a failed rank waits for the others to end as well."""
 
-STAGGER_S, LONGEST_STAGGER_S = 0.02, 2.0
+STAGGER_S, LONGEST_STAGGER_S = 0.25, 2.0
 """Ranks that give up waiting at the same moment do so in order of rank, this far apart: the first ends the rest."""
+
+FORWARD_S = 0.1
+"""How long an aborting rank lets the launcher read its last words."""
 
 
 def run_and_exit(main: Callable[[], int], *, settle_s: float = SETTLE_S) -> int:
@@ -133,7 +136,7 @@ def _surprise(error: BaseException, thread: threading.Thread | None) -> None:
             os._exit(FAILURE)
     else:
         _say(f"{report}hpcnn: error on rank {comm.rank}{where}: {words}\n")
-        load().COMM_WORLD.Abort(FAILURE)
+        _abort(FAILURE)
 
 
 def _settle(code: int, words: str | None, settle_s: float = SETTLE_S) -> int:
@@ -153,7 +156,7 @@ def _settle(code: int, words: str | None, settle_s: float = SETTLE_S) -> int:
     if not wait(request.Test, patience, None if words is None else settle_s):
         time.sleep(min(comm.rank * STAGGER_S, LONGEST_STAGGER_S))
         _say(f"hpcnn: error on rank {comm.rank}: {words or f'exit code {code}'}\n")
-        load().COMM_WORLD.Abort(code or FAILURE)
+        _abort(code or FAILURE)
     failed = np.flatnonzero(codes)
     if failed.size == 0:
         return 0
@@ -161,6 +164,12 @@ def _settle(code: int, words: str | None, settle_s: float = SETTLE_S) -> int:
     if comm.rank == first and words:
         _say(f"hpcnn: error: {words}\n" if failed.size == comm.size else f"hpcnn: error on rank {first}: {words}\n")
     return int(codes[first])
+
+
+def _abort(code: int) -> None:
+    """End the job, giving the launcher time to pass on what was said: it drops what it has not read by then."""
+    time.sleep(FORWARD_S)
+    load().COMM_WORLD.Abort(code)
 
 
 _say_lock = threading.Lock()
