@@ -13,7 +13,8 @@ def softmax_cross_entropy(
     """See `hpcnn.ops.softmax_cross_entropy`."""
     rows, classes = np.arange(len(logits)), logits.shape[1]
     shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # infinite logits make a loss that is no number, which the trainer reports
+        shifted -= shifted.max(axis=1, keepdims=True)
     probability = np.exp(shifted)
     sums = probability.sum(axis=1, keepdims=True)
     probability /= sums
