@@ -99,7 +99,7 @@ def batchnorm(spec: BatchNormSpec, x: np.ndarray, gamma: np.ndarray, beta: np.nd
 
     image, scale, shift = _tensor(x), _tensor(gamma), _tensor(beta)
     running = torch.zeros(x.shape[-1]), torch.ones(x.shape[-1])
-    options = (True, spec.momentum, spec.epsilon)
+    options: tuple[Any, ...] = (True, spec.momentum, spec.epsilon)
     return lambda: _activate(torch.native_batch_norm(image, scale, shift, *running, *options)[0], spec.activation)
 
 

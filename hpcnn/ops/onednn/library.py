@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
+from ctypes import POINTER, byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 from ctypes.util import find_library
 from functools import cache
 from pathlib import Path
@@ -35,9 +35,9 @@ F32 = 3
 FORMAT_ANY = 1
 FORWARD, BACKWARD = 64, 128
 CONVOLUTION_DIRECT = 0x1
-RELU, SQUARE, RELU_FROM_OUTPUT = 0x20, 0x23, 0x100
+RELU, SQUARE, LINEAR = 0x20, 0x23, 0x26
 POOL_MAX, POOL_AVERAGE = 0x1FF, 0x2FF
-BINARY_ADD, BINARY_MUL, BINARY_SUB = 0x1FFF0, 0x1FFF1, 0x1FFF5
+BINARY_ADD, BINARY_MUL, BINARY_SUB, BINARY_GREATER = 0x1FFF0, 0x1FFF1, 0x1FFF5, 0x1FFF7
 USE_GLOBAL_STATS, USE_SCALE, USE_SHIFT, FUSE_RELU = 0x1, 0x2, 0x4, 0x8
 QUERY_IMPLEMENTATION, QUERY_ARGUMENT = 8, 255
 SCRATCHPAD_USER = 1
@@ -62,8 +62,8 @@ class _Version(ctypes.Structure):
     _fields_ = (("major", c_int), ("minor", c_int), ("patch", c_int), ("hash", c_char_p))
 
 
-# A function's arguments, a letter each: p pointer or handle, i int, u unsigned, z size_t, f float, l int64.
-_LETTERS = {"p": c_void_p, "i": c_int, "u": c_uint, "z": c_size_t, "f": c_float, "l": c_int64}
+# A function's arguments, a letter each: p pointer or handle, c char, i int, u unsigned, z size_t, f float, l int64.
+_LETTERS = {"p": c_void_p, "c": c_char, "i": c_int, "u": c_uint, "z": c_size_t, "f": c_float, "l": c_int64}
 _PROTOTYPES = {
     "engine_create": "piz",
     "stream_create": "ppu",
@@ -99,9 +99,9 @@ _PROTOTYPES = {
     "batch_normalization_forward_primitive_desc_create": "ppippfup",
     "batch_normalization_backward_primitive_desc_create": "ppipppfupp",
     "eltwise_forward_primitive_desc_create": "ppiippffp",
-    "eltwise_backward_primitive_desc_create": "ppipppffpp",
     "binary_primitive_desc_create": "ppipppp",
     "reduction_primitive_desc_create": "ppippffp",
+    "sgemm": "cclllfplplfpl",
 }
 
 
@@ -137,7 +137,7 @@ def find() -> tuple[ctypes.CDLL, str] | None:
         If HPCNN_ONEDNN names a file that does not load as oneDNN 3.
     """
     chosen = os.environ.get(VARIABLE, "")
-    if chosen == OFF:
+    if chosen.lower() == OFF:
         return None
     for path in [chosen] if chosen else _candidates():
         try:

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from hpcnn import ops
 from hpcnn.errors import ConfigError
 from hpcnn.ops import cpu, onednn
-from hpcnn.ops.onednn import columns, conv2d, library, primitive
+from hpcnn.ops.onednn import conv2d, library, primitive, products
 
 pytestmark = pytest.mark.skipif(not onednn.available(), reason="the oneDNN library is not installed")
 
@@ -63,8 +63,6 @@ def test_describe_names_the_version_and_the_file():
         ((8, 8, 16), (32, 1, 1, 16), DENSE | {"padding": ((0, 0), (0, 0))}),
         ((9, 8, 16), (8, 1, 1, 16), DENSE | {"padding": ((0, 0), (0, 0)), "stride": (2, 2)}),
         ((4, 4, 8), (8, 3, 3, 8), DENSE | {"padding": ((5, 5), (4, 6))}),
-        ((20, 150, 3), (64, 3, 3, 3), DENSE),
-        ((21, 300, 2), (64, 3, 2, 2), DENSE | {"stride": (2, 1), "dilation": (1, 2), "padding": ((0, 1), (2, 1))}),
     ],
 )
 @pytest.mark.parametrize("bias", [True, False])
@@ -87,16 +85,56 @@ def test_convolutions_of_every_geometry_equal_double_precision(size, filters, pa
     assert not onednn.fallbacks()
 
 
-def test_a_first_convolution_whose_rows_leave_the_cache_is_a_product_of_columns(monkeypatch):
-    x, error = draw(1, 5, 150, 3), draw(1, 5, 150, 64, seed=1)
-    assert columns.pays(3, (3, 3), 150, 64)
-    assert not columns.pays(3, (3, 3), 100, 64)
-    assert not columns.pays(64, (3, 3), 150, 64)
-    by_columns = onednn.conv2d_backward_weight(x, error, (3, 3), **DENSE)
-    monkeypatch.setattr(columns, "pays", lambda *_: False)
-    direct = onednn.conv2d_backward_weight(x, error, (3, 3), **DENSE)
-    assert_close(direct[0], by_columns[0])
-    assert_close(direct[1], by_columns[1])
+WIDE = [
+    ((5, 150, 3), 64, (3, 3), DENSE),  # columns
+    ((9, 301, 2), 64, (2, 3), DENSE | {"stride": (2, 1), "dilation": (1, 2), "padding": ((0, 1), (2, 1))}),
+    ((40, 90, 24), 96, (3, 3), DENSE),  # shifts
+    ((7, 140, 33), 65, (2, 3), DENSE | {"dilation": (2, 3), "padding": ((3, 0), (1, 2))}),
+    ((2, 140, 40), 64, (3, 3), DENSE | {"padding": ((4, 5), (0, 0))}),  # rows that read nothing but padding
+]
+
+
+@pytest.mark.parametrize(("size", "filters", "kernel_size", "parameters"), WIDE)
+@pytest.mark.parametrize("strip_bytes", [1, 150000, products.STRIP_BYTES])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_weight_gradients_of_wide_images_are_products_of_strips(
+    size, filters, kernel_size, parameters, strip_bytes, threads, monkeypatch
+):
+    monkeypatch.setattr(products, "STRIP_BYTES", strip_bytes)
+    window = products.Window(kernel_size, *(parameters[key] for key in ("stride", "padding", "dilation")))
+    x, weight = draw(3, *size), draw(filters, *kernel_size, size[2], seed=1)
+    error = draw(*onednn.conv2d_forward(x, weight, **parameters).shape, seed=2)
+    assert window.pays(size[2], *error.shape[2:])
+    with threadpool_limits(threads):
+        actual = onednn.conv2d_backward_weight(x, error, kernel_size, **parameters)
+        again = onednn.conv2d_backward_weight(x, error, kernel_size, **parameters)
+        assert threads == library.num_threads()
+    expected = cpu.conv2d_backward_weight(*double(x, error), kernel_size, **parameters)
+    for position in (0, 1):
+        assert_close(expected[position], actual[position])
+        np.testing.assert_array_equal(actual[position], again[position])
+
+
+def test_products_are_for_rows_that_leave_the_first_level_cache_and_for_few_channels():
+    dense = products.Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    assert dense.pays(3, 224, 64)
+    assert dense.pays(64, 224, 64)
+    assert not dense.pays(64, 56, 64)
+    assert not dense.pays(256, 56, 256)
+    assert not dense._replace(stride=(2, 2)).pays(64, 224, 64)
+    assert dense._replace(stride=(2, 2)).pays(3, 224, 64)
+    assert not dense._replace(kernel_size=(1, 1)).pays(64, 224, 64)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("channels", "filters"), [(16, 48), (48, 16), (130, 140)])
+def test_weight_gradients_of_one_pixel_filters_are_right_whichever_code_serves_them(threads, channels, filters):
+    x, error = draw(3, 9, 11, channels), draw(3, 9, 11, filters, seed=1)
+    flat = error.reshape(-1, filters).astype(np.float64)
+    with threadpool_limits(threads):
+        weight, bias = onednn.conv2d_backward_weight(x, error, (1, 1))
+    assert_close(flat.T @ x.reshape(-1, channels), weight.reshape(filters, channels))
+    assert_close(flat.sum(axis=0), bias)
 
 
 def test_gradients_of_weights_overwrite_out_and_nothing_beside_it():
