@@ -107,6 +107,10 @@ _watch = _Watch()
 
 
 def _main_hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if sys._getframe().f_back is not None:
+        # Not the end of the program: compiled modules also report here what they met in a destructor, such as the HDF5
+        # library on a full disk. Whoever called them hears of it by an exception of his own.
+        return
     if isinstance(error, HpcnnError):
         _settle(FAILURE, str(error))
     elif isinstance(error, KeyboardInterrupt):

@@ -59,8 +59,14 @@ class MetricsWriter:
     def write(self, event: Event, step: int, **fields: Any) -> Record:
         """Append one record, hand it to the system, and return it; TensorBoard has its numbers as "<event>/<name>"."""
         record: Record = {"event": event, "step": step, **{name: _plain(value) for name, value in fields.items()}}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"metrics: cannot write '{self.path}': {error.strerror}; checkpoints written so far are intact."
+                " Free some space and go on with --resume."
+            ) from None
         if self._events is not None:
             for name, value in record.items():
                 if name != "step" and isinstance(value, int | float):

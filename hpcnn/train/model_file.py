@@ -8,8 +8,10 @@ asked for because it has checksums of its own on names, shapes and attributes: n
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -77,6 +79,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _require_space(path.parent, checkpoint)
         try:
             _write_hdf5(temporary, checkpoint)
             sync(temporary)
@@ -143,6 +146,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _require_space(folder: Path, checkpoint: Checkpoint) -> None:
+    """Raise OSError if the disk has no room for the tensors, before the HDF5 library meets its end in mid-write."""
+    groups = (checkpoint.parameters, checkpoint.statistics, *checkpoint.optimizer.values())
+    num_bytes = sum(tensor.nbytes for group in groups for tensor in group.values())
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < num_bytes:
+        reason = f"{num_bytes / 1e6:.1f} MB are needed and {free_bytes / 1e6:.1f} MB are free"
+        raise OSError(errno.ENOSPC, reason)
 
 
 def _write_hdf5(path: Path, checkpoint: Checkpoint) -> None:

@@ -130,6 +130,27 @@ def test_an_exception_on_one_rank_ends_the_job_at_once(tmp_path: Path) -> None:
     assert result.seconds < 30
 
 
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_spares_the_one_before(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import resource\n"
+        "from hpcnn.comm import start\n"
+        "from hpcnn.train import checkpoint\n"
+        "from hpcnn.cli.main import entry\n"
+        "save = checkpoint.Store.save\n"
+        "def limited(store, snapshot, **names):\n"
+        "    if snapshot.step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+        "    return save(store, snapshot, **names)\n"
+        "checkpoint.Store.save = limited\n"
+        "entry()\n"
+    )
+    args = ("train", "lenet5", *TINY, "--out", "run", "--set", "checkpoint.every_steps=1")
+    result = launch(2, script, args, cwd=tmp_path, timeout=60)
+    assert_refused(result, "cannot write", "step-00000003.h5", "Earlier checkpoints are intact")
+    assert hpcnn(tmp_path, "evaluate", "run").returncode == 0
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
 def test_a_checkpoint_of_another_model_is_refused_by_both_names(tmp_path: Path) -> None:
     assert train(tmp_path).returncode == 0
     args = ("train", "resnet20", *TINY, "--out", "other", "--init", "run/final.h5", "--set", "data.num_samples=64")
