@@ -44,6 +44,11 @@ def open_data(config: DataConfig, split: Literal["train", "test"]) -> DataSet:
     return _open_file(source)
 
 
+def has_test_images(config: DataConfig) -> bool:
+    """Return whether `open_data` has a test set to open: a single file comes without, unless another is named."""
+    return bool(config.test) or config.source in ("builtin", "synthetic") or Path(config.source).is_dir()
+
+
 def check_alike(train: DataSet, test: DataSet) -> None:
     """Raise DataError unless a network trained on one set can be measured on the other."""
     for name, ours, theirs in (

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from hpcnn.arrays import Array, Shape
 from hpcnn.errors import CheckpointError
 from hpcnn.nn.parameter import ParameterSet
-from hpcnn.train.model_file import Checkpoint, load, read_step, sync, write
+from hpcnn.train.atomic import replacing
+from hpcnn.train.model_file import Checkpoint, load, read_step, write
 
 __all__ = ["Checkpoint", "Latest", "Store", "latest", "load", "restore_into", "slots_of", "tensors_of"]
 
@@ -213,18 +214,11 @@ def _step_files(run_folder: Path) -> list[tuple[int, Path]]:
 
 def _link(source: Path, target: Path) -> None:
     """Make `target` another name of `source`, replacing what it named before in one step."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-            sync(temporary)
-        os.replace(temporary, target)
-    finally:
-        # Also after success: renaming one name of a file over another name of it does nothing.
-        temporary.unlink(missing_ok=True)
-    sync(target.parent)
 
 
 def _origin(checkpoint: Checkpoint) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 
 from hpcnn.data import DataSet
 from hpcnn.data.loader import evaluation_batches
-from hpcnn.errors import HpcnnError
 from hpcnn.parallel.program import Program
 
 
@@ -36,14 +35,10 @@ def evaluate(program: Program, data: DataSet, batch: int) -> Score:
     """
     world = program.world
     totals = np.zeros(2)
-    error: HpcnnError | None = None
-    try:
-        local = max(1, -(-batch // world.size))
+    local = max(1, -(-batch // world.size))
+    with world.agreeing():
         for part in evaluation_batches(data, local, world.rank, world.size):
             context = program.context(training=False, seed=0, step=0, samples=part.samples, global_batch=len(data))
             totals += program.evaluate(part.images, part.labels, context)
-    except HpcnnError as caught:
-        error = caught
-    world.agree(error)
     program.sum_over_ranks(totals)
     return Score(accuracy=float(totals[1]) / len(data), loss=float(totals[0]), num_samples=len(data))

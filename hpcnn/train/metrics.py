@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from hpcnn.errors import ConfigError, DataError
-from hpcnn.train.model_file import sync
+from hpcnn.train.atomic import replacing
 
 FILE = "metrics.jsonl"
 Event: TypeAlias = Literal["step", "epoch", "end"]
@@ -89,14 +88,8 @@ class MetricsWriter:
 def truncate(path: Path, step: int) -> None:
     """Keep the records of a metrics file up to `step`, without "end" records and broken lines; in one rename."""
     kept = [record for record in _records(path) if record["event"] != "end" and record["step"] <= step]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def read(path: Path) -> list[Record]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from hpcnn.arrays import Array
 from hpcnn.errors import CheckpointError
+from hpcnn.train.atomic import replacing
 
 FORMAT = "hpcnn-model"
 VERSION = 1
@@ -76,17 +77,11 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     CheckpointError
         If it cannot be written, as on a full disk; what stood at `path` is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_space(path.parent, checkpoint)
-        try:
+        with replacing(path) as temporary:
             _write_hdf5(temporary, checkpoint)
-            sync(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"checkpoint: cannot write '{path}': {_reason(error)}. Earlier checkpoints are intact."
@@ -137,15 +132,6 @@ def read_step(path: Path) -> int:
 
     with _refusals(path), h5py.File(path, "r", locking=False) as file:
         return int(_read_attributes(file)["step"])
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _require_space(folder: Path, checkpoint: Checkpoint) -> None:

@@ -10,7 +10,7 @@ from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.data import DataSet, open_data
 from hpcnn.data.sampler import steps_per_epoch
-from hpcnn.data.sources import check_alike
+from hpcnn.data.sources import check_alike, has_test_images
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import make_exchange
@@ -59,7 +59,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
     """
     with world.agreeing():  # one node may not see a file, or read it as damaged
         train_data = open_data(config.data, "train")
-        test_data = open_data(config.data, "test") if has_test_set(config) else None
+        test_data = open_data(config.data, "test") if has_test_images(config.data) else None
         if test_data is not None:
             check_alike(train_data, test_data)
     spec = models.build(config.model.name, train_data.image_shape, train_data.num_classes, config.model.dropout)
@@ -86,8 +86,3 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         steps_per_epoch=per_epoch,
         total_steps=config.train.steps or config.train.epochs * per_epoch,
     )
-
-
-def has_test_set(config: Config) -> bool:
-    """Return whether the configuration names test images: a single training file comes without."""
-    return bool(config.data.test) or not config.data.source.endswith((".h5", ".hdf5"))

@@ -199,9 +199,14 @@ class Trainer:
                 self.world.agree(feed.error)
             while self.step < total and not stopped:
                 stopped = self._step(feed, request)
-                if self.step == total or self.step % parts.steps_per_epoch == 0:
-                    score = self._end_of_epoch(save=bool(stopped)) or score
-                elif stopped or _due(self.step, self.config.checkpoint.every_steps):
+                save = bool(stopped)
+                ends_epoch = self.step == total or self.step % parts.steps_per_epoch == 0
+                due = save or _due(self.step, self.config.checkpoint.every_steps)
+                if due or ends_epoch:
+                    self.program.average_statistics()
+                if ends_epoch:
+                    score = self._end_of_epoch(save=save) or score
+                elif due:
                     self._save()
         return self._finish(score, stopped)
 
@@ -292,7 +297,6 @@ class Trainer:
     def _end_of_epoch(self, *, save: bool) -> Score | None:
         """Evaluate and save as configured; always after the last step, and save when told to."""
         log, last = self.config.log, self.step == self.parts.total_steps
-        self.program.average_statistics()
         score = None
         if self.parts.test_data is not None and (last or _due(self._epoch, log.evaluate_every_epochs)):
             score = evaluate(self.program, self.parts.test_data, self.config.train.global_batch)
@@ -313,7 +317,6 @@ class Trainer:
         Parameters that are no numbers are not saved: a ReLU may hide them from the loss, and the checkpoints that are
         kept would be pushed out.
         """
-        self.program.average_statistics()
         if not math.isfinite(squared_norm(self.parts.model.parameters.values)):
             raise NumericsError(
                 f"train: after step {self.step} some parameters are no finite numbers; they are not saved, and"
