@@ -199,14 +199,13 @@ class Trainer:
                 self.world.agree(feed.error)
             while self.step < total and not stopped:
                 stopped = self._step(feed, request)
-                save = bool(stopped)
+                save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
                 ends_epoch = self.step == total or self.step % parts.steps_per_epoch == 0
-                due = save or _due(self.step, self.config.checkpoint.every_steps)
-                if due or ends_epoch:
+                if save or ends_epoch:
                     self.program.average_statistics()
                 if ends_epoch:
                     score = self._end_of_epoch(save=save) or score
-                elif due:
+                elif save:
                     self._save()
         return self._finish(score, stopped)
 

@@ -134,6 +134,15 @@ def test_a_run_resumed_from_a_checkpoint_of_one_rank_goes_on_as_if_never_stopped
     spmd_assert(world.comm, agreed, "the resumed curve differs")
 
 
+def test_checkpoints_by_steps_are_written_at_the_end_of_an_epoch_too(world: World, folder: Path) -> None:
+    recipe = ("model.name=resnet20", "data.source=synthetic", "data.num_samples=20", "train.global_batch=10")
+    settings = ("train.epochs=3", "checkpoint.every_steps=2", "checkpoint.keep=9", "log.evaluate_every_epochs=0")
+    train(world, folder / "run", *recipe, *settings, "model.sync_batchnorm=false")
+    if world.rank == 0:
+        names = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())
+        assert names == ["step-00000002.h5", "step-00000004.h5", "step-00000006.h5"]
+
+
 def test_the_run_folder_holds_what_the_readme_says(world: World, folder: Path) -> None:
     outcome = train(world, folder / "run", *LENET, "train.steps=3")
     spmd_assert(world.comm, outcome.score is not None, "no score")
