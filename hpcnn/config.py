@@ -124,12 +124,23 @@ class PlanConfig:
 class ExchangeConfig:
     """How gradients travel."""
 
-    kind: Literal["allreduce"] = "allreduce"
-    """allreduce: sum the gradients of all ranks, bucket by bucket, as backward finishes them."""
-    algorithm: Literal["auto", "butterfly", "halving-doubling", "ring", "mpi"] = "auto"
-    """Which all-reduce: hpcnn's schedules, the MPI library's own, or the better guess by size."""
+    kind: Literal["allreduce", "sharded", "factors", "auto"] = "allreduce"
+    """allreduce: sum the gradients of all ranks. sharded: each rank sums and updates a slice, parameters travel.
+    factors: the same, but fully connected layers exchange inputs and errors. auto: per bucket, by time."""
+    algorithm: Literal["auto", "butterfly", "halving-doubling", "ring", "pairwise", "hierarchical", "mpi"] = "auto"
+    """How: hpcnn's schedules, the MPI library's own, or the cheapest by size on `machine`."""
     bucket_bytes: Positive = 4_000_000
     """Gradients of consecutive layers travel together until so many bytes are reached."""
+    overlap: bool = True
+    """Carry messages on in the background while the rank computes."""
+    wait: Literal["layer", "step"] = "layer"
+    """layer: each layer waits for its parameters when the next forward comes to it. step: all at the step's end."""
+    wire: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type of gradients in messages; sums are made in fp32, and parameters travel as they are."""
+    machine: str = ""
+    """File that `hpcnn profile` wrote, for what is chosen by time; "": an ordinary cluster is assumed."""
+    timeout_seconds: NonNegative = 600.0
+    """A collective that some rank has not joined for so long ends the job, naming it. 0: wait for ever."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +163,8 @@ class LogConfig:
     """Batch log: one plain line at most so often. A terminal has a progress bar instead."""
     evaluate_every_epochs: Count = 1
     """Measure test accuracy after so many epochs; 0: only at the end."""
+    trace_steps: Count = 0
+    """Write a timeline of so many steps, of all ranks, to trace.json in the run folder; 0: none."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder (needs hpcnn[tensorboard])."""
 

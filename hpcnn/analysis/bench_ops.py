@@ -1,7 +1,8 @@
 """How fast each operator is on the layers of known networks, beside PyTorch where it is installed.
 
 Every distinct layer of the models is timed once, forward and each gradient, and carries how often it occurs. Ours and
-PyTorch's take turns in the same process, on the same memory (channels-last is NHWC) and as many threads.
+PyTorch's take turns in the same process, on the same memory (channels-last is NHWC) and as many threads; fully
+connected weights lie as either keeps them, ours (in, out) and PyTorch's (out, in).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hpcnn import ops, rng
 from hpcnn.analysis import torch_ops
 from hpcnn.data import open_data
 from hpcnn.nn import models
+from hpcnn.nn.parameter import ParameterSet, assign
 from hpcnn.ops import update
 from hpcnn.spec import (
     INPUT,
@@ -281,23 +283,24 @@ def _convolution(layer: ConvSpec, x: np.ndarray, grad: np.ndarray) -> Iterator[_
 
 
 def _linear(layer: LinearSpec, x: np.ndarray, grad: np.ndarray) -> Iterator[_Case]:
-    weight, bias = (
-        _draw("weight", *layer.parameters["weight"]),
-        _draw("bias", layer.out_features) if layer.bias else None,
-    )
-    out = np.empty_like(weight), np.empty_like(bias) if bias is not None else None
+    parameters = ParameterSet((short, shape, False) for short, shape in layer.parameters.items())
+    for parameter in parameters.parameters:
+        assign(parameter.value, _draw(parameter.name, *parameter.value.shape))
+    weight, grad_weight = parameters["weight"].value, parameters["weight"].grad
+    bias, grad_bias = (parameters["bias"].value, parameters["bias"].grad) if layer.bias else (None, None)
+    out = grad_weight, grad_bias
     arrays, flops = (x, weight, grad), len(x) * layer.forward_flops
     yield _Case(
         "linear",
         lambda: ops.linear_forward(x, weight, bias, activation=layer.activation),
-        lambda: torch_ops.linear(layer, x, weight, bias),
+        lambda: torch_ops.linear(layer, x, np.ascontiguousarray(weight), bias),
         arrays,
         flops,
     )
     yield _Case(
         "linear input gradient",
         lambda: ops.linear_backward_input(grad, weight),
-        lambda: torch_ops.linear_input_gradient(weight, grad),
+        lambda: torch_ops.linear_input_gradient(np.ascontiguousarray(weight), grad),
         arrays,
         flops,
     )

@@ -6,9 +6,10 @@ same process and on as many threads, so that a slow minute of the machine falls 
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -20,11 +21,12 @@ from hpcnn.analysis.torch_twin import TorchTwin
 from hpcnn.arrays import Shape
 from hpcnn.comm.world import World
 from hpcnn.data import open_data
-from hpcnn.geometry import split
+from hpcnn.geometry import Block, split
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
+from hpcnn.plan.exchanges import choose_buckets
 from hpcnn.plan.planner import make_plan
 from hpcnn.train import optimizers
 
@@ -80,14 +82,19 @@ class OwnStep:
         share = split(global_batch, world.size, world.rank)
         self._share = slice(share.start, share.stop)
         plan = make_plan(self.spec, "data", world.size, global_batch)
-        exchange = make_exchange(config.exchange, self.spec, self.model.parameters, world)
+        # Waiting at the step's end: all that belongs to a step is timed with it.
+        settings = dataclasses.replace(config.exchange, wait="step")
+        buckets = choose_buckets(
+            self.spec, settings.kind, bucket_bytes=settings.bucket_bytes, ranks=world.size, global_batch=global_batch
+        )
+        exchange = make_exchange(settings, self.spec, plan, buckets, self.model.parameters, world)
+        self._world = world
         self._program = Program(self.model, plan, world, exchange)
         self._optimizer = optimizers.build(config.train, self.model.parameters)
 
     def __call__(self, step: int) -> tuple[float, float, float, float]:
         """Make one step and return its loss (this rank's share) and the seconds of compute, exchange and update."""
         program, share = self._program, self._share
-        program.comm_seconds = 0.0
         context = program.context(
             training=True,
             seed=self.recipe.seed,
@@ -95,16 +102,32 @@ class OwnStep:
             samples=np.arange(share.start, share.stop),
             global_batch=len(self.images),
         )
+        update = TimedUpdate(self._optimizer, step)
+        before, begin = self._world.communication, time.perf_counter()
+        loss, _ = program.train_step(self.images[share], self.labels[share], context, update)
+        step_s = time.perf_counter() - begin
+        exchange_s = (self._world.communication - before).exposed_s
+        return loss, step_s - exchange_s - update.seconds, exchange_s, update.seconds
+
+
+class TimedUpdate:
+    """Moves parameters at a fixed rate and adds up the time it takes."""
+
+    together = False
+
+    def __init__(self, optimizer: optimizers.Optimizer, step: int) -> None:
+        self.seconds = 0.0
+        self._optimizer = optimizer
+        self._step = step
+
+    def look(self, counted: Sequence[Block]) -> None:
+        """Do nothing: no update depends on others."""
+
+    def move(self, block: Block) -> None:
+        """Update a stretch of the flat vector."""
         begin = time.perf_counter()
-        loss, _ = program.train_step(self.images[share], self.labels[share], context)
-        computed, during = time.perf_counter(), program.comm_seconds
-        program.wait_gradients()
-        updating = time.perf_counter()
-        for block in program.exchange.owned:
-            self._optimizer.update(LEARNING_RATE, step, block.start, block.stop)
-        updated = time.perf_counter()
-        program.publish()
-        return loss, computed - begin - during, program.comm_seconds, updated - updating
+        self._optimizer.update(LEARNING_RATE, self._step, block.start, block.stop)
+        self.seconds += time.perf_counter() - begin
 
 
 # Small: repeated steps on one batch stay finite, and the weights of ours and the peer's stay close.

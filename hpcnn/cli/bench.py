@@ -1,4 +1,4 @@
-"""`hpcnn bench allreduce|ops|step`: how fast the parts are here, beside what they could be replaced by."""
+"""`hpcnn bench allreduce|ops|step|overlap`: how fast the parts are here, beside what they could be replaced by."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcnn.cli.table import format_table
 
 if TYPE_CHECKING:
+    from hpcnn.analysis.bench_allreduce import AllreduceTime, Summary
     from hpcnn.analysis.bench_step import StepTiming
 
 STEP_MODELS = ("lenet5", "resnet20", "alexnet")
@@ -20,17 +22,27 @@ STEP_HEADER = (
     "PyTorch ms", "speed-up", "loss differs",
 )  # fmt: skip
 
+OVERLAP_HEADER = (
+    "model", "exchange", "ranks", "batch", "compute alone", "messages alone", "step", "step / longer", "hidden",
+    "MB sent",
+)  # fmt: skip
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("bench", help="time all-reduce algorithms, operators or training steps")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="allreduce|ops|step")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="allreduce|ops|step|overlap")
 
     allreduce = kinds.add_parser(
         "allreduce", help="all-reduce algorithms by message size, beside the MPI library's own"
     )
-    allreduce.add_argument("--sizes", nargs="+", type=_positive, metavar="BYTES", help="default: 4 bytes to 64 MiB")
-    allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all of ours, and mpi")
+    allreduce.add_argument("--sizes", nargs="+", type=_positive, metavar="BYTES", help="default: 4 bytes to 256 MiB")
+    allreduce.add_argument("--min-bytes", type=_positive, default=4, help="leave out shorter ones (default: 4)")
+    allreduce.add_argument("--max-bytes", type=_positive, default=256 << 20, help="leave out longer ones")
+    allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all of ours, mpi and auto")
+    allreduce.add_argument("--seconds", type=float, default=2.0, help="about how long a size may take (default: 2)")
+    allreduce.add_argument("--machine", type=Path, metavar="FILE", help="what auto and predictions go by: machine.toml")
+    allreduce.add_argument("--plot", type=Path, metavar="FILE", help="also draw the times (needs hpcnn[plots])")
     allreduce.set_defaults(run=_allreduce)
 
     ops = kinds.add_parser("ops", help="operators on the layers of known models, beside PyTorch where it is installed")
@@ -41,10 +53,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     step.add_argument("--models", nargs="+", default=list(STEP_MODELS), metavar="NAME", help="presets")
     step.set_defaults(run=_step)
 
+    overlap = kinds.add_parser("overlap", help="how much communication hides behind a configuration's training steps")
+    overlap.add_argument("config", nargs="?", default="resnet20", help="TOML file or preset (default: resnet20)")
+    overlap.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    overlap.add_argument("--kinds", nargs="+", metavar="KIND", help="values of exchange.kind (default: the setting)")
+    overlap.add_argument("--steps", type=_positive, default=4, help="timed steps in a row (default: 4)")
+    overlap.set_defaults(run=_overlap)
+
     for kind in (ops, step):
         kind.add_argument("--batch", type=_positive, default=16, help="samples, over all ranks (default: 16)")
         kind.add_argument("--no-peer", action="store_true", help="time hpcnn alone")
-    for kind, repeats in ((allreduce, None), (ops, 5), (step, 5)):
+    for kind, repeats in ((allreduce, None), (ops, 5), (step, 5), (overlap, 3)):
         default = repeats or "about a second's worth"
         kind.add_argument("--repeats", type=_positive, default=repeats, help=f"timed rounds (default: {default})")
         kind.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
@@ -58,14 +77,83 @@ def run(args: argparse.Namespace) -> int:
 def _allreduce(args: argparse.Namespace) -> int:
     from hpcnn.analysis import bench_allreduce as bench
     from hpcnn.comm import start
+    from hpcnn.plan.machine import from_toml
+    from hpcnn.report.allreduce import plot_allreduce, require_matplotlib
 
     world = start()
+    text = ""
+    with world.agreeing():
+        if world.rank == 0:
+            text = "" if args.machine is None else _text_of(args.machine)
+            if args.plot is not None:
+                require_matplotlib()
+    text = world.broadcast_obj(text)
     rows = bench.bench_allreduce(
-        world, args.sizes or bench.SIZES, args.algorithms or bench.ALGORITHMS, repeats=args.repeats
+        world,
+        [size for size in args.sizes or bench.SIZES if args.min_bytes <= size <= args.max_bytes],
+        args.algorithms,
+        args.repeats,
+        machine=from_toml(text, str(args.machine)) if text else None,
+        seconds=args.seconds,
     )
-    if world.rank == 0:
-        _report(bench.format_table(rows), rows, args.json)
+    summary = bench.summarise(rows)
+    with world.agreeing():
+        if world.rank == 0:
+            lines = [_allreduce_table(rows), *([] if summary is None else [_summary_line(summary)])]
+            _report("\n".join(lines), rows, args.json, summary=summary and dataclasses.asdict(summary))
+            if args.plot is not None and rows:
+                plot_allreduce(rows, args.plot)
     return 0
+
+
+def _allreduce_table(rows: Sequence[AllreduceTime]) -> str:
+    """Return a line a size: what each algorithm took and was predicted to take, and what auto took."""
+    from hpcnn.analysis.bench_allreduce import size_text
+
+    if not rows:
+        return "no measurements"
+    names = list(dict.fromkeys(row.algorithm for row in rows))
+    cells = {(row.num_bytes, row.algorithm): row for row in rows}
+    lines = []
+    for size in dict.fromkeys(row.num_bytes for row in rows):
+        here = [cells[size, name] for name in names]
+        line = [size_text(size), str(here[0].repeats)]
+        for row in here:
+            line.append(milliseconds(row.median_s) + (f" {row.runs}" if row.algorithm == "auto" else ""))
+            if row.algorithm not in ("mpi", "auto"):
+                line.append("-" if row.predicted_s is None else milliseconds(row.predicted_s))
+        lines.append(line)
+    header = ["size", "turns"]
+    for name in names:
+        header += [name] if name in ("mpi", "auto") else [name, "predicted"]
+    head = f"all-reduce of float32 over {rows[0].num_ranks} ranks: milliseconds, median of the turns"
+    return f"{head}\n{format_table(header, lines)}"
+
+
+def _summary_line(summary: Summary) -> str:
+    from hpcnn.analysis.bench_allreduce import size_text
+
+    by_mpi = ""
+    if summary.auto_by_mpi is not None and summary.auto_by_mpi_bytes is not None:
+        by_mpi = f", {summary.auto_by_mpi:.2f} times the library's own ({size_text(summary.auto_by_mpi_bytes)})"
+    return (
+        f"auto takes at worst {summary.auto_by_best:.2f} times the best of ours"
+        f" ({size_text(summary.auto_by_best_bytes)}){by_mpi}; predictions are off by {summary.median_error:.0%} in the"
+        f" median, {summary.max_error:.0%} at most ({summary.max_error_at})"
+    )
+
+
+def milliseconds(seconds: float) -> str:
+    """Return milliseconds with three digits, or more where they stand before the point."""
+    value = seconds * 1e3
+    return f"{value:.{max(0, 3 - len(str(int(value))))}f}" if value >= 1.0 else f"{value:.4f}"
+
+
+def _text_of(path: Path) -> str:
+    """Return the text of a machine file that has been found right."""
+    from hpcnn.plan.machine import load, to_toml
+
+    return to_toml(load(path))
 
 
 def _ops(args: argparse.Namespace) -> int:
@@ -111,11 +199,35 @@ def _step_row(timing: StepTiming) -> tuple[str, ...]:
     )
 
 
-def _report(text: str, rows: list[Any], path: Path | None) -> None:
+def _overlap(args: argparse.Namespace) -> int:
+    from hpcnn import config as configuration
+    from hpcnn.analysis.bench_overlap import time_overlap
+    from hpcnn.comm import start
+
+    world = start()
+    with world.agreeing():
+        kinds = args.kinds or [configuration.load(args.config, args.set).exchange.kind]
+        configs = [configuration.load(args.config, [*args.set, f"exchange.kind={kind}"]) for kind in kinds]
+    timings = [time_overlap(config, world, steps=args.steps, repeats=args.repeats) for config in configs]
+    if world.rank == 0:
+        lines = [
+            (
+                timing.model, timing.kind, str(timing.ranks), str(timing.global_batch),
+                *(milliseconds(seconds) for seconds in (timing.compute_s, timing.comm_s, timing.step_s)),
+                f"{timing.over_longer:.2f}", f"{timing.hidden_share:.0%}", f"{timing.num_bytes / 1e6:.1f}",
+            )
+            for timing in timings
+        ]  # fmt: skip
+        head = f"a step in milliseconds: medians of {args.repeats} times {args.steps} steps, the slowest rank"
+        _report(f"{head}\n{format_table(OVERLAP_HEADER, lines, left=2)}", timings, args.json)
+    return 0
+
+
+def _report(text: str, rows: Sequence[Any], path: Path | None, **more: Any) -> None:
     print(text)
     if path is not None:
         results = [dataclasses.asdict(row) for row in rows]
-        path.write_text(json.dumps({"host": platform.node(), "results": results}, indent=2) + "\n")
+        path.write_text(json.dumps({"host": platform.node(), "results": results, **more}, indent=2) + "\n")
 
 
 def _positive(text: str) -> int:

@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("measure a trained network on the test images", lambda args: True),
     "plan": Command("print each layer's layout and costs for a number of ranks", lambda args: False),
     "data": Command("import, inspect or fetch data sets", lambda args: args.action == "import"),
+    "profile": Command("measure this machine's messages and arithmetic (with mpirun)", lambda args: True),
     "bench": Command("time all-reduce algorithms, operators or training steps", lambda args: True),
     "doctor": Command("check this installation and say how to mend it", lambda args: args.mpi or launched()),
 }

@@ -11,9 +11,14 @@ from hpcnn.data import open_data
 from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.plan import costs, planner
-from hpcnn.plan.buckets import FLOAT_BYTES, Bucket, make_buckets
-from hpcnn.plan.choice import allreduce_algorithm
+from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
+from hpcnn.plan.exchanges import bucket_loads, choose_buckets
+from hpcnn.plan.machine import DEFAULT, Machine
+from hpcnn.plan.machine import load as load_machine
 from hpcnn.spec import ModelSpec
+
+MOST_RANKS = 64
+"""Of more ranks, the busiest of the first so many is shown: folded pairs and larger blocks come first."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,6 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("config", help="TOML file or preset")
     parser.add_argument("--ranks", type=int, required=True, help="number of MPI ranks")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--machine", type=Path, help="file of `hpcnn profile`, for what is chosen by time")
     parser.add_argument("--save", type=Path, help="write the plan to this TOML file, for `train --plan`")
 
 
@@ -33,17 +39,26 @@ def run(args: argparse.Namespace) -> int:
     with open_data(config.data, "train") as data:
         model = models.build(config.model.name, data.image_shape, data.num_classes, config.model.dropout)
     plan = planner.make_plan(model, config.plan.preset, args.ranks, config.train.global_batch)
-    print(_describe(model, plan, config))
+    machine_file = args.machine or config.exchange.machine
+    machine = load_machine(machine_file) if machine_file else DEFAULT
+    print(_describe(model, plan, config, machine))
     if args.save:
         args.save.write_text(planner.to_toml(plan))
         print(f"saved {args.save}")
     return 0
 
 
-def _describe(model: ModelSpec, plan: planner.Plan, config: configuration.Config) -> str:
+def _describe(model: ModelSpec, plan: planner.Plan, config: configuration.Config, machine: Machine) -> str:
     layers = costs.layer_costs(model, plan)
     share = plan.input_layout.samples(0, plan.global_batch).size
-    buckets = make_buckets(model.layers, config.exchange.bucket_bytes)
+    buckets = choose_buckets(
+        model,
+        config.exchange.kind,
+        bucket_bytes=config.exchange.bucket_bytes,
+        ranks=plan.ranks,
+        global_batch=plan.global_batch,
+        machine=machine,
+    )
     head = (
         f"{model.name}: {quantity(model.num_parameters)} parameters,"
         f" {quantity(model.forward_flops, 'flop')} a sample forward\n"
@@ -67,22 +82,27 @@ def _describe(model: ModelSpec, plan: planner.Plan, config: configuration.Config
         ],
         left=3,
     )
-    return f"{head}\n{table}\n\n{_describe_exchange(buckets, config.exchange.algorithm, plan.ranks)}"
+    return f"{head}\n{table}\n\n{_describe_exchange(model, plan, buckets, config.exchange.algorithm, machine)}"
 
 
-def _describe_exchange(buckets: tuple[Bucket, ...], algorithm: str, ranks: int) -> str:
+def _describe_exchange(
+    model: ModelSpec, plan: planner.Plan, buckets: tuple[Bucket, ...], algorithm: str, machine: Machine
+) -> str:
     rows = []
     for bucket in buckets:
-        chosen = allreduce_algorithm(bucket.size * FLOAT_BYTES, ranks) if algorithm == "auto" else algorithm
-        gradient = quantity(bucket.size * FLOAT_BYTES, "B")
-        if chosen == "mpi" or ranks == 1:
-            sent = ("-", "-")
-        else:
-            cost = max(
-                (costs.bucket_costs((bucket,), chosen, rank, ranks)[0] for rank in range(min(ranks, 64))),
-                key=lambda c: (c.bytes_sent, c.messages),
-            )
-            sent = (str(cost.messages), quantity(cost.bytes_sent, "B"))
-        rows.append((f"{bucket.layers[-1]} .. {bucket.layers[0]}", chosen, gradient, *sent))
-    note = "gradient buckets, in the order they travel (messages and bytes: the busiest rank, a step)"
-    return f"{note}\n{format_table(('layers', 'algorithm', 'gradient', 'messages', 'sent'), rows, left=2)}"
+        head = (bucket.label, bucket.kind, quantity(bucket.size * FLOAT_BYTES, "B"))
+        if algorithm == "mpi" or plan.ranks == 1:
+            rows.append((*head, "-", "-", "-", "-"))
+            continue
+        everyone = [
+            bucket_loads(bucket, model, algorithm, rank, plan.ranks, plan.global_batch, machine)
+            for rank in range(min(plan.ranks, MOST_RANKS))
+        ]
+        for loads in zip(*everyone, strict=True):
+            busiest = max(loads, key=lambda load: (load.num_bytes, load.messages))
+            sent = (busiest.item, busiest.algorithm, str(busiest.messages), quantity(busiest.num_bytes, "B"))
+            rows.append((*head, *sent))
+            head = ("", "", "")
+    note = "what travels, in the order in which backward completes it (messages and bytes: the busiest rank, a step)"
+    columns = ("layers", "exchange", "gradient", "what", "algorithm", "messages", "sent")
+    return f"{note}\n{format_table(columns, rows, left=2)}"

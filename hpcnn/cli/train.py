@@ -25,6 +25,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-DATE)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
     parser.add_argument("--init", type=Path, metavar="FILE.h5", help="start from the parameters of this checkpoint")
+    parser.add_argument(
+        "--trace", type=int, nargs="?", const=20, metavar="STEPS", help="write a timeline of the first steps (20)"
+    )
     parser.add_argument("--plan", type=Path, metavar="FILE.toml", help="obey this saved plan")
 
 
@@ -37,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("train: --resume needs --out, the folder of the run to go on with.")
     source = args.config or _own_config(args) or DEFAULT
     with world.agreeing():
-        config = configuration.load(source, args.set)
+        traced = [] if args.trace is None else [f"log.trace_steps={args.trace}"]
+        config = configuration.load(source, [*args.set, *traced])
     default = Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(world.broadcast_obj(str(args.out or default)))
     with world.agreeing():
@@ -47,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
         trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
         trainer.prepare(resume=args.resume, init=args.init)
         outcome = trainer.train()
+        if config.log.trace_steps:
+            from hpcnn.report.trace import write_trace
+
+            write_trace(world, trainer.timeline, folder / "trace.json")
     finally:
         parts.close()
     if world.rank == 0:

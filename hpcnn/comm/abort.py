@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -41,6 +41,9 @@ STAGGER_S, LONGEST_STAGGER_S = 0.25, 2.0
 
 FORWARD_S = 0.1
 """How long an aborting rank lets the launcher read its last words."""
+
+DEATH_S = 10.0
+"""How long an aborting rank waits for its end before it ends itself."""
 
 
 def run_and_exit(main: Callable[[], int], *, settle_s: float = SETTLE_S) -> int:
@@ -170,10 +173,19 @@ def _settle(code: int, words: str | None, settle_s: float = SETTLE_S) -> int:
     return int(codes[first])
 
 
-def _abort(code: int) -> None:
+def end_job(words: str) -> NoReturn:
+    """Report an error in one line and abort the job: for what the ranks can no longer raise together."""
+    _say(f"hpcnn: error: {words}\n")
+    _abort(FAILURE)
+
+
+def _abort(code: int) -> NoReturn:
     """End the job, giving the launcher time to pass on what was said: it drops what it has not read by then."""
     time.sleep(FORWARD_S)
     load().COMM_WORLD.Abort(code)
+    # Some libraries only ask the launcher to end all processes, and return. This one has nothing more to do or say.
+    time.sleep(DEATH_S)
+    os._exit(code)
 
 
 _say_lock = threading.Lock()

@@ -29,7 +29,7 @@ MPI_CHUNK_BYTES = 1 << 30
 """The library's all-reduce is called on so many bytes at once: MPI counts in 31 bits."""
 
 
-def allreduce(comm: MPI.Intracomm, array: np.ndarray, algorithm: str = "auto") -> None:
+def allreduce(comm: MPI.Intracomm, array: np.ndarray, algorithm: str = "auto", *, label: str = "") -> None:
     """Replace `array` on every rank by the sum over all ranks, the same bits everywhere (collective).
 
     Parameters
@@ -41,6 +41,8 @@ def allreduce(comm: MPI.Intracomm, array: np.ndarray, algorithm: str = "auto") -
     algorithm : str
         "auto", "butterfly", "halving-doubling", "ring" or "mpi". The order of additions depends on it, so the last
         bits of the result do; only "mpi" leaves even equal bits on all ranks to the library.
+    label : str
+        What is summed, for timelines and for the watchdog.
 
     Raises
     ------
@@ -55,8 +57,8 @@ def allreduce(comm: MPI.Intracomm, array: np.ndarray, algorithm: str = "auto") -
         return
     if algorithm == "auto":
         check_array(array)
-        algorithm = choice.allreduce_algorithm(array.nbytes, engine.size)
-    engine.run(_allreduce(algorithm, engine.rank, engine.size, array.size), array)
+        algorithm = choice.allreduce_algorithm(array.nbytes, engine.size, engine.machine, engine.nodes)
+    engine.run(_allreduce(algorithm, engine.rank, engine.size, array.size, engine.nodes), array, label)
 
 
 def allgather(
@@ -93,7 +95,7 @@ def allgather(
     if counts is None:
         rows = np.zeros(engine.size, np.int64)
         rows[engine.rank] = block.shape[0]
-        engine.run(_allgather("butterfly", engine.rank, engine.size, tuple(range(engine.size + 1))), rows)
+        engine.run(_allgather("butterfly", engine.rank, engine.size, tuple(range(engine.size + 1)), engine.nodes), rows)
         counts = rows.tolist()
     bounds = _boundaries(counts, 1, engine.size)
     start, stop = bounds[engine.rank : engine.rank + 2]
@@ -108,8 +110,8 @@ def allgather(
         engine.count(1, block.nbytes)
         return whole
     if algorithm == "auto":
-        algorithm = choice.block_algorithm(whole.nbytes, engine.size)
-    engine.run(_allgather(algorithm, engine.rank, engine.size, bounds), whole)
+        algorithm = choice.block_algorithm(whole.nbytes, engine.size, engine.machine, engine.nodes)
+    engine.run(_allgather(algorithm, engine.rank, engine.size, bounds, engine.nodes), whole)
     return whole
 
 
@@ -160,8 +162,10 @@ def reduce_scatter(
         mine[...] = result
         return mine
     if algorithm == "auto":
-        algorithm = choice.block_algorithm(array.nbytes, engine.size)
-    engine.run(_reduce_scatter(algorithm, engine.rank, engine.size, bounds), array)
+        algorithm = choice.block_algorithm(
+            array.nbytes, engine.size, engine.machine, engine.nodes, kind="reduce_scatter"
+        )
+    engine.run(_reduce_scatter(algorithm, engine.rank, engine.size, bounds, engine.nodes), array)
     return mine
 
 
@@ -193,17 +197,19 @@ def _engine_key() -> int:
 
 
 # The same few schedules are asked for every step.
-_allreduce = functools.lru_cache(maxsize=256)(schedules.allreduce)
+@functools.lru_cache(maxsize=256)
+def _allreduce(algorithm: str, rank: int, size: int, count: int, nodes: tuple[int, ...]) -> Schedule:
+    return schedules.allreduce(algorithm, rank, size, count, nodes=nodes)
 
 
 @functools.lru_cache(maxsize=256)
-def _allgather(algorithm: str, rank: int, size: int, bounds: tuple[int, ...]) -> Schedule:
-    return schedules.allgather(algorithm, rank, size, bounds[-1], bounds)
+def _allgather(algorithm: str, rank: int, size: int, bounds: tuple[int, ...], nodes: tuple[int, ...]) -> Schedule:
+    return schedules.allgather(algorithm, rank, size, bounds[-1], bounds, nodes=nodes)
 
 
 @functools.lru_cache(maxsize=256)
-def _reduce_scatter(algorithm: str, rank: int, size: int, bounds: tuple[int, ...]) -> Schedule:
-    return schedules.reduce_scatter(algorithm, rank, size, bounds[-1], bounds)
+def _reduce_scatter(algorithm: str, rank: int, size: int, bounds: tuple[int, ...], nodes: tuple[int, ...]) -> Schedule:
+    return schedules.reduce_scatter(algorithm, rank, size, bounds[-1], bounds, nodes=nodes)
 
 
 def _boundaries(counts: Sequence[int], row_size: int, size: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What a rank has sent: messages and bytes."""
+"""What a rank has sent, and the time that it took."""
 
 from __future__ import annotations
 
@@ -21,3 +21,27 @@ class Traffic:
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.num_messages + other.num_messages, self.num_bytes + other.num_bytes)
+
+
+@dataclass(frozen=True)
+class Communication:
+    """Traffic of one rank, and how its time passed, since its engine was made or between two such readings.
+
+    Attributes
+    ----------
+    traffic : Traffic
+        What was sent.
+    exposed_s : float
+        Seconds in which the rank waited for it.
+    hidden_s : float
+        Seconds in which something was in flight while the rank did other things.
+    """
+
+    traffic: Traffic = Traffic()
+    exposed_s: float = 0.0
+    hidden_s: float = 0.0
+
+    def __sub__(self, before: Communication) -> Communication:
+        return Communication(
+            self.traffic - before.traffic, self.exposed_s - before.exposed_s, self.hidden_s - before.hidden_s
+        )

@@ -1,46 +1,60 @@
-"""The engine: runs a schedule on an array over MPI, without ever blocking inside MPI.
+"""The engine: carries on collectives over MPI, any number at once, without ever blocking inside MPI.
 
-A started schedule is a small state machine, `Running`. Whoever holds it calls `advance` until it says it is done: here
-the caller itself, with short pauses; a background thread may do the same.
-
-Messages that are to be added arrive in segments, so that adding one overlaps receiving the next and the scratch memory
-stays small. Both sides cut the same transfer at the same places.
+A collective is prepared once and started every step. From then on it is carried on by polling: whoever waits for one
+polls them all; while nobody waits, a background thread does, with short sleeps (an MPI library moves large messages
+only inside calls to it). Nobody spins, for the computation wants the core.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+import atexit
+import threading
+import time
+from bisect import insort
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hpcnn import arrays
-from hpcnn.comm.counters import Traffic
-from hpcnn.comm.library import load, node_share
+from hpcnn.comm.collective import Collective, OfLibrary, Scheduled
+from hpcnn.comm.counters import Communication, Traffic
+from hpcnn.comm.library import load, node_map, node_share
+from hpcnn.comm.verdict import Waiting
 from hpcnn.comm.wait import Patience
+from hpcnn.comm.watchdog import Watchdog
 from hpcnn.errors import CommError
-from hpcnn.plan.schedules import Schedule, Step, Transfer
+from hpcnn.plan.machine import DEFAULT, Machine
+from hpcnn.plan.schedules import Schedule
+from hpcnn.timeline import OFF, Timeline
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SEGMENT_BYTES = 4 << 20
+SEGMENT_BYTES = 1 << 20
 """Messages to be added are cut here. Shorter segments cost more waiting, longer ones scratch memory and overlap."""
 
-CHUNK_BYTES = 1 << 30
-"""Messages to be stored are cut here: MPI counts in 31 bits."""
+CHUNK_BYTES = 4 << 20
+"""Messages to be stored are cut here. Shorter ones let what is more urgent pass sooner."""
 
-WINDOW = 2
-"""Segments of a step that may be on their way to this rank at once."""
+IDLE_S = 0.5
+"""How often an idle thread answers watchdogs of other ranks."""
+
+NUM_FIXED_TAGS = 1 << 14
+"""Tags below are those of prepared collectives; the rest are drawn in turn for those that run once."""
+
+SOURCE = "collectives"
+"""Name of an engine's collectives in the watchdog's reports."""
+
+URGENT = -(1 << 30)
+"""Priority of what somebody is waiting for at this moment."""
 
 
 class Engine:
-    """Runs schedules among the ranks of a communicator (collective to create and to free).
+    """Carries on collectives among the ranks of a communicator (collective to create and to free).
 
-    The engine owns a duplicate of `comm`, so its messages never meet those of anyone else. All ranks must start the
-    same schedules in the same order; each start draws the next tag, so several may be in flight. One engine serves one
-    thread.
+    The engine owns a duplicate of `comm`, so its messages never meet those of anyone else. All ranks must prepare the
+    same collectives in the same order. One thread starts and waits; the engine's own only polls.
 
     Parameters
     ----------
@@ -48,6 +62,15 @@ class Engine:
         The ranks.
     segment_bytes, chunk_bytes : int
         Longest message to be added and to be stored; equal on all ranks.
+
+    Attributes
+    ----------
+    nodes : tuple of int
+        The node of every rank.
+    machine : Machine
+        What links and additions cost, for algorithms that are left to choose; equal on all ranks.
+    timeline : Timeline
+        Where runs and waits are recorded.
     """
 
     def __init__(
@@ -63,21 +86,40 @@ class Engine:
         self.size: int = self.comm.size
         self.segment_bytes = segment_bytes
         self.chunk_bytes = chunk_bytes
-        self.patience = Patience(core_each=node_share(self.comm).core_each)
+        self.nodes = node_map(self.comm)
+        self.machine: Machine = DEFAULT
+        self.timeline: Timeline = OFF
         self.byte = mpi.BYTE
+        self._waited_s = 0.0
+        self._patience = Patience(core_each=node_share(self.comm).core_each)
         self._num_tags = int(self.comm.Get_attr(mpi.TAG_UB) or 32767) + 1
-        self._sequence = 0
-        self._num_messages = 0
-        self._num_bytes = 0
+        self._next_tag = NUM_FIXED_TAGS
+        self._traffic = Traffic()
+        self._prepared: list[Collective] = []
         self._free_scratch: list[np.ndarray] = []
+        # In flight, most urgent first; who touches it, or carries one of them on, holds the lock.
+        self._lock = threading.Lock()
+        self._active: list[Collective] = []
+        self._busy_s = 0.0
+        self._busy_since = 0.0
+        self._background: _Background | None = None
+        self._num_waiting = 0
+        self._num_runs = 0
+        self._watchdog: Watchdog | None = None
 
-    @property
-    def traffic(self) -> Traffic:
-        """What this rank has sent through this engine so far."""
-        return Traffic(self._num_messages, self._num_bytes)
+    # -- making -----------------------------------------------------------------------------------------------------
 
-    def run(self, schedule: Schedule, array: np.ndarray) -> None:
-        """Run a schedule in place on `array` and return when this rank has done its part (collective).
+    def prepare(
+        self,
+        schedule: Schedule,
+        array: np.ndarray,
+        *,
+        label: str = "",
+        priority: int = 0,
+        wire: str = "fp32",
+        round_result: bool = False,
+    ) -> Collective:
+        """Return a collective that may be started again and again (collective).
 
         Parameters
         ----------
@@ -85,38 +127,189 @@ class Engine:
             This rank's schedule, for as many elements as `array` has.
         array : ndarray
             C-contiguous and writable, of any shape and number type; equal types on all ranks.
+        label : str
+            What travels, for people.
+        priority : int
+            Of those in flight, the lowest is served first.
+        wire : str
+            Type of the elements in messages: "fp32" (the array's own type), or "bf16" or "fp16" for float32 arrays.
+        round_result : bool
+            Round the whole array to the wire type in the end, so that all ranks hold the same bits of it.
 
         Raises
         ------
         CommError
             If the array is not as above.
         """
-        running = self.start(schedule, array)
-        patience = self.patience
-        patience.reset()
-        seen = 0
-        while not running.advance():
-            if running.num_done != seen:
-                seen = running.num_done
-                patience.reset()
-            patience.pause()
+        if len(self._prepared) == NUM_FIXED_TAGS:
+            raise CommError(f"comm: more than {NUM_FIXED_TAGS} collectives are prepared. Use larger buckets.")
+        tag = len(self._prepared)
+        options = {"label": label, "priority": priority, "wire_type": wire, "round_result": round_result}
+        return self._keep(self._scheduled(schedule, array, tag, **options))
 
-    def start(self, schedule: Schedule, array: np.ndarray) -> Running:
-        """Return the schedule as a state machine (collective); `array` belongs to it until it is done."""
+    def prepare_of_library(
+        self,
+        begin: Callable[[MPI.Intracomm], MPI.Request],
+        end: Callable[[], None] = lambda: None,
+        *,
+        label: str = "",
+        priority: int = 0,
+        traffic: Traffic = Traffic(),  # noqa: B008 - frozen
+    ) -> Collective:
+        """Return a collective that starts by `begin`, on a communicator of its own, and ends by `end` (collective)."""
+        own = self.comm.Dup()
+        return self._keep(OfLibrary(self, lambda: begin(own), end, label, priority, traffic))
+
+    def _keep(self, collective: Collective) -> Collective:
+        collective.index = len(self._prepared)
+        self._prepared.append(collective)
+        return collective
+
+    def _scheduled(self, schedule: Schedule, array: np.ndarray, tag: int, **options: object) -> Scheduled:
         check_array(array)
         if array.size != schedule.count:
             raise CommError(
                 f"comm: array (={array.size} elements) and schedule (={schedule.count} elements) must be equally long."
             )
-        tag = self._sequence
-        self._sequence = (tag + 1) % self._num_tags
-        self.count(schedule.num_messages, schedule.num_elements_sent * array.itemsize)
-        return Running(self, schedule, array.reshape(-1), tag)
+        return Scheduled(self, schedule, array, tag, **options)  # type: ignore[arg-type]
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, schedule: Schedule, array: np.ndarray, label: str = "") -> None:
+        """Run a schedule once, in place on `array`, and return when this rank has done its part (collective).
+
+        All ranks must run the same schedules in the same order. Parameters and errors are those of `prepare`.
+        """
+        tag = self._next_tag
+        self._next_tag = tag + 1 if tag + 1 < self._num_tags else NUM_FIXED_TAGS
+        self._num_runs += 1
+        once = self._scheduled(schedule, array, tag, label=label, priority=URGENT)
+        once.start()
+        once.wait()
+
+    def start(self, collective: Collective) -> None:
+        """Begin a run of a prepared collective."""
+        if not collective.done:
+            raise CommError(f"comm: '{collective.label}' is still in flight; wait for it before starting it again.")
+        with self._lock:
+            if not self._active:
+                self._busy_since = time.perf_counter()
+            collective.begin()
+            self._traffic += collective.traffic
+            insort(self._active, collective, key=lambda c: c.priority)
+            self._retire()
+        if self._background is not None:
+            self._background.wake()
+
+    def poll(self) -> bool:
+        """Carry on everything in flight as far as it goes without waiting; return whether anything moved."""
+        with self._lock:
+            moved = False
+            for collective in self._active:
+                moved |= collective.advance()
+            if moved:
+                self._retire()
+        return moved
+
+    def wait_until(self, condition: Callable[[], bool], label: str = "") -> None:
+        """Poll until `condition` holds, which is to depend on collectives in flight; the time counts as waited."""
+        if condition():
+            return
+        begin = time.perf_counter()
+        patience = self._patience
+        patience.reset()
+        self._num_waiting += 1
+        try:
+            while not condition():
+                if self.poll():
+                    patience.reset()
+                elif not condition():
+                    patience.pause()
+                    self.look_for_missing()
+        finally:
+            self._num_waiting -= 1
+            if self._background is not None:
+                self._background.wake()
+        end = time.perf_counter()
+        self._waited_s += end - begin
+        self.timeline.add(f"wait for {label}" if label else "wait", "wait", begin, end)
+
+    def carry_on_in_background(self) -> None:
+        """From now on, carry on what is in flight while nobody waits."""
+        if self._background is None and self.size > 1:
+            self._background = _Background(self)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight."""
+        return not self._active
+
+    @property
+    def someone_waits(self) -> bool:
+        """Whether a thread is in `wait_until`, and so carries everything on."""
+        return self._num_waiting > 0
+
+    # -- accounts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this rank has sent through this engine so far."""
+        return self._traffic
+
+    @property
+    def communication(self) -> Communication:
+        """What this rank has sent, waited for and hidden so far."""
+        with self._lock:
+            busy_s = self._busy_s + (time.perf_counter() - self._busy_since if self._active else 0.0)
+        return Communication(self._traffic, self._waited_s, max(0.0, busy_s - self._waited_s))
 
     def count(self, num_messages: int, num_bytes: int) -> None:
         """Add to what this rank has sent."""
-        self._num_messages += num_messages
-        self._num_bytes += num_bytes
+        self._traffic += Traffic(num_messages, num_bytes)
+
+    def watch(self, watchdog: Watchdog) -> None:
+        """From now on, let the watchdog see what has been in flight for longest."""
+        self._watchdog = watchdog
+        watchdog.add_source(SOURCE, self._starts)
+
+    def look_for_missing(self) -> None:
+        """Let the watchdog look, if there is one."""
+        if self._watchdog is None:
+            return
+        waiting = None
+        with self._lock:
+            if self._active:
+                oldest = min(self._active, key=lambda collective: collective.started_at)
+                missing = ", ".join(map(str, oldest.waiting_for()))
+                waiting = Waiting(
+                    oldest.index + 1,
+                    oldest.label,
+                    oldest.num_starts if oldest.index >= 0 else self._num_runs,
+                    time.perf_counter() - oldest.started_at,
+                    f"messages from rank {missing}" if missing else "",
+                )
+        self._watchdog.check(SOURCE, waiting)
+
+    def _starts(self) -> list[int]:
+        """Return how many collectives ran once, and how often each prepared one has been started."""
+        return [self._num_runs, *(collective.num_starts for collective in self._prepared)]
+
+    def _retire(self) -> None:
+        """Take what is done out of flight. The lock is held."""
+        for collective in self._active:
+            if collective.done:
+                self.timeline.add(
+                    collective.label or "collective",
+                    "communication",
+                    collective.started_at,
+                    collective.finished_at,
+                    bytes=collective.traffic.num_bytes,
+                )
+        self._active = [collective for collective in self._active if not collective.done]
+        if not self._active:
+            self._busy_s += time.perf_counter() - self._busy_since
+
+    # -- memory -----------------------------------------------------------------------------------------------------
 
     def take_scratch(self, num_bytes: int, held: np.ndarray | None = None) -> np.ndarray:
         """Return at least `num_bytes` bytes of scratch memory: `held`, or old memory, where that is large enough."""
@@ -132,111 +325,53 @@ class Engine:
         self._free_scratch.append(scratch)
 
     def free(self) -> None:
-        """Free the engine's communicator (collective)."""
+        """Stop the thread and free the engine's communicator (collective)."""
+        if self._background is not None:
+            self._background.close()
+            self._background = None
         self.comm.Free()
 
 
-class Running:
-    """A schedule in progress on one array. Made by `Engine.start`.
+class _Background:
+    """The thread that carries an engine's collectives on while nobody waits for them."""
 
-    Attributes
-    ----------
-    num_done : int
-        Messages that have left or arrived so far; as long as it grows, more will soon follow.
-    """
-
-    __slots__ = (
-        "_array", "_arriving", "_cursor", "_engine", "_itemsize", "_scratch", "_segments", "_sends", "_slot_size",
-        "_steps", "_summing", "_tag", "num_done",
-    )  # fmt: skip
-
-    def __init__(self, engine: Engine, schedule: Schedule, array: np.ndarray, tag: int) -> None:
-        self.num_done = 0
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._array = array
-        self._itemsize: int = array.itemsize
-        self._tag = tag
-        self._steps = iter(schedule.steps)
-        self._scratch: np.ndarray | None = None
-        # Of the current step: messages not yet out; segments on their way here, in order; all segments to receive,
-        # and how many of them have been asked for.
-        self._sends: deque[tuple[MPI.Request, int, int]] = deque()
-        self._arriving: deque[tuple[MPI.Request, int, int, int]] = deque()
-        self._segments: Sequence[Transfer] = ()
-        self._cursor = 0
-        self._summing = False
-        self._slot_size = 0
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="communication", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # runs before MPI ends: mpi4py registered its own earlier
 
-    def advance(self) -> bool:
-        """Do what can be done without waiting; return whether the whole schedule is done."""
-        while self._finish_step():
-            step = next(self._steps, None)
-            if step is None:
-                if self._scratch is not None:
-                    self._engine.give_scratch(self._scratch)
-                    self._scratch = None
-                return True
-            self._begin(step)
-        return False
+    def wake(self) -> None:
+        """Look at the engine again: something was started, or nobody waits any more."""
+        with self._wake:
+            self._wake.notify()
 
-    def _begin(self, step: Step) -> None:
-        """Ask for the first segments of a step and send all of them."""
-        engine, array, size = self._engine, self._array, self._itemsize
-        sends, receives, combine = step
-        self._summing = combine == "sum"
-        limit = (engine.segment_bytes if self._summing else engine.chunk_bytes) // size or 1
-        if receives:
-            self._segments, self._cursor = _cut(receives, limit), 0
-            if self._summing:
-                self._slot_size = max([stop - start for _, start, stop in self._segments])
-                self._scratch = engine.take_scratch(WINDOW * self._slot_size * size, self._scratch)
-            for slot in range(min(WINDOW, len(self._segments))):
-                self._receive(slot)
-        for peer, start, stop in _cut(sends, limit):
-            message = (array, (stop - start) * size, start * size, engine.byte)
-            self._sends.append((engine.comm.Isend(message, peer, self._tag), start, stop))
+    def close(self) -> None:
+        """Stop the thread, leaving what is in flight."""
+        atexit.unregister(self.close)
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
 
-    def _receive(self, slot: int) -> None:
-        """Ask for the step's next segment, if there is one; one to be added goes to a slot of the scratch memory."""
-        if self._cursor == len(self._segments):
-            return
-        engine, size = self._engine, self._itemsize
-        peer, start, stop = self._segments[self._cursor]
-        self._cursor += 1
-        if self._summing:
-            message = (self._scratch, (stop - start) * size, slot * self._slot_size * size, engine.byte)
-        else:
-            message = (self._array, (stop - start) * size, start * size, engine.byte)
-        self._arriving.append((engine.comm.Irecv(message, peer, self._tag), start, stop, slot))
-
-    def _finish_step(self) -> bool:
-        """Store or add what has arrived; return whether nothing of the step is left."""
-        arriving = self._arriving
-        while arriving:
-            request, start, stop, slot = arriving[0]
-            # A sum must not change elements that are still being sent. (A request that has tested true stays true.)
-            if not request.Test() or (self._summing and self._being_sent(start, stop)):
-                return False
-            arriving.popleft()
-            self.num_done += 1
-            if self._summing:
-                self._add(start, stop, slot)
-            self._receive(slot)
-        return not self._sends or not self._being_sent(0, self._array.size)
-
-    def _add(self, start: int, stop: int, slot: int) -> None:
-        first, size = slot * self._slot_size * self._itemsize, (stop - start) * self._itemsize
-        arrived = self._scratch[first : first + size].view(self._array.dtype)  # type: ignore[index]
-        target = self._array[start:stop]
-        np.add(target, arrived, out=target)
-
-    def _being_sent(self, start: int, stop: int) -> bool:
-        """Return whether a message out of [start, stop) has not left yet."""
-        sends = self._sends
-        while sends and sends[0][0].Test():
-            sends.popleft()
-            self.num_done += 1
-        return bool(sends) and any(first < stop and start < last for _, first, last in sends)
+    def _work(self) -> None:
+        engine, patience = self._engine, Patience(core_each=False)
+        while True:
+            with self._wake:
+                if not self._closed and (engine.idle or engine.someone_waits):
+                    self._wake.wait(IDLE_S)
+                    patience.reset()
+                if self._closed:
+                    return
+            if engine.someone_waits:
+                continue
+            if engine.poll():
+                patience.reset()
+            engine.look_for_missing()  # also when idle: "I have joined that" helps others to find who has not
+            if not engine.idle:
+                patience.pause()
 
 
 def check_array(array: np.ndarray) -> None:
@@ -250,17 +385,3 @@ def check_array(array: np.ndarray) -> None:
             f"comm: array of shape {array.shape} is not contiguous or not writable; collectives work in place."
             " Pass a copy: np.array(x, order='C')."
         )
-
-
-def _cut(transfers: tuple[Transfer, ...], limit: int) -> Sequence[Transfer]:
-    """Return the transfers as messages of at most `limit` elements."""
-    for _, start, stop in transfers:
-        if stop - start > limit:
-            break
-    else:
-        return transfers  # nearly always
-    return [
-        Transfer(peer, first, min(first + limit, stop))
-        for peer, start, stop in transfers
-        for first in range(start, stop, limit)
-    ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+from collections import Counter
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from hpcnn.comm.quota import cpu_quotas
 from hpcnn.errors import CommError
 
 if TYPE_CHECKING:
@@ -43,26 +46,53 @@ class NodeShare(NamedTuple):
     num_sharing: int
     """Ranks that may run on one of those cores, this one included."""
 
+    quota_cores: float = math.inf
+    """Cores' worth of time that the tightest quota grants, such as 0.45 or 2; infinite without one."""
+    num_sharing_quota: int = 1
+    """Ranks that share that quota, this one included."""
+
     @property
     def num_threads(self) -> int:
-        """Cores for this rank alone: its fair share, at least one."""
-        return max(1, self.num_cores // self.num_sharing)
+        """Cores for this rank alone: its fair share of cores and of the quota, at least one."""
+        threads = self.num_cores // self.num_sharing
+        if self.quota_cores < math.inf:
+            threads = min(threads, math.ceil(self.quota_cores) // self.num_sharing_quota)
+        return max(1, threads)
 
     @property
     def core_each(self) -> bool:
-        """Whether no rank has to wait for another to leave its core."""
-        return self.num_sharing <= self.num_cores
+        """Whether no rank has to wait for another to leave its core, or for its quota to be renewed."""
+        return self.num_sharing <= self.num_cores and self.num_sharing_quota <= self.quota_cores
 
 
 def node_share(comm: MPI.Comm) -> NodeShare:
     """Return this rank's share of its node among the ranks of `comm` (collective)."""
-    mine = _cores()
+    cores, quotas = _cores(), cpu_quotas()
     node = comm.Split_type(load().COMM_TYPE_SHARED, comm.rank)
     try:
-        all_cores: list[frozenset[int]] = node.allgather(mine)
-        return NodeShare(node.rank, node.size, len(mine), sum(not mine.isdisjoint(cores) for cores in all_cores))
+        everyone: list[tuple[frozenset[int], dict[str, float]]] = node.allgather((cores, quotas))
+        num_sharing = sum(not cores.isdisjoint(theirs) for theirs, _ in everyone)
+        share = NodeShare(node.rank, node.size, len(cores), num_sharing)
+        num_members = Counter(group for _, theirs in everyone for group in theirs)
+        limits = [(limit, num_members[group]) for group, limit in quotas.items()]
+        if not limits:
+            return share
+        limit, num_sharing_quota = min(limits, key=lambda pair: pair[0] / pair[1])
+        return share._replace(quota_cores=limit, num_sharing_quota=num_sharing_quota)
     finally:
         node.Free()
+
+
+def node_map(comm: MPI.Comm) -> tuple[int, ...]:
+    """Return the node of every rank of `comm`, numbered in the order of their first ranks (collective)."""
+    node = comm.Split_type(load().COMM_TYPE_SHARED, comm.rank)
+    try:
+        first = node.bcast(comm.rank)
+    finally:
+        node.Free()
+    firsts: list[int] = comm.allgather(first)
+    numbers: dict[int, int] = {}
+    return tuple(numbers.setdefault(rank, len(numbers)) for rank in firsts)
 
 
 def _cores() -> frozenset[int]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import pickle
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,17 +16,27 @@ import numpy as np
 
 from hpcnn.comm import abort
 from hpcnn.comm.abort import run_and_exit as run_and_exit
-from hpcnn.comm.collectives import traffic
-from hpcnn.comm.counters import Traffic
-from hpcnn.comm.engine import CHUNK_BYTES, check_array
+from hpcnn.comm.collectives import engine_of
+from hpcnn.comm.counters import Communication
+from hpcnn.comm.engine import Engine, check_array
 from hpcnn.comm.library import NodeShare, load, node_share
+from hpcnn.comm.verdict import Waiting, name_ranks
 from hpcnn.comm.wait import Patience, wait
-from hpcnn.errors import CommError, HpcnnError
+from hpcnn.comm.watchdog import MpiPost, Watchdog
+from hpcnn.errors import CommError, HpcnnError, PlanError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
+
+WATCH_S = 0.25
+"""How often the watchdog learns that this rank still waits."""
+
+GATHER_TAG = 7002
+
+CHUNK_BYTES = 1 << 30
+"""Messages are cut here: MPI counts in 31 bits."""
 
 
 class World:
@@ -41,6 +54,8 @@ class World:
         The node of every rank.
     num_threads : int
         Threads that BLAS and OpenMP use in this rank.
+    watchdog : Watchdog
+        Names the rank that the others wait for in vain; off until its `timeout_s` is set.
     """
 
     def __init__(self, comm: MPI.Intracomm, share: NodeShare, num_threads: int) -> None:
@@ -52,19 +67,22 @@ class World:
         self.num_threads = num_threads
         self.hostnames: tuple[str, ...] = tuple(comm.allgather(load().Get_processor_name()))
         self._patience = Patience(core_each=share.core_each)
+        self.watchdog = Watchdog(MpiPost(comm.Dup()), self.hostnames, abort.end_job)
+        self._num_started, self._label = 0, ""
+        self.watchdog.add_source("world", lambda: (self._num_started,))
 
     def __repr__(self) -> str:
         return f"World(rank={self.rank}, size={self.size}, host={self.hostnames[self.rank]!r})"
 
     def barrier(self) -> None:
         """Return once all ranks have come here (collective)."""
-        self._finish(self.comm.Ibarrier())
+        self._finish(self.comm.Ibarrier(), "barrier")
 
     def broadcast_obj(self, value: Any, root: int = 0) -> Any:
         """Return the `value` of rank `root` on all ranks (collective); any object that pickles."""
         data = np.frombuffer(bytearray(pickle.dumps(value)), np.uint8) if self.rank == root else np.empty(0, np.uint8)
         length = np.array([data.size], np.int64)
-        self._finish(self.comm.Ibcast(length, root))
+        self._finish(self.comm.Ibcast(length, root), "broadcast")
         if self.rank != root:
             data = np.empty(length[0], np.uint8)
         self.broadcast(data, root)
@@ -75,12 +93,40 @@ class World:
         check_array(array)
         data = array.reshape(-1).view(np.uint8)
         for start in range(0, data.size, CHUNK_BYTES):
-            self._finish(self.comm.Ibcast(data[start : start + CHUNK_BYTES], root))
+            self._finish(self.comm.Ibcast(data[start : start + CHUNK_BYTES], root), "broadcast")
+
+    def gather_obj(self, value: Any, root: int = 0) -> list[Any] | None:
+        """Return the values of all ranks, rank 0's first, on rank `root` and None elsewhere (collective).
+
+        Any object that pickles. Not for use inside a step: the root receives from one rank after the other.
+        """
+        data = np.frombuffer(bytearray(pickle.dumps(value)), np.uint8)
+        lengths = np.empty(self.size, np.int64)
+        self._finish(self.comm.Igather(np.array([data.size], np.int64), lengths, root), "gather")
+        if self.rank != root:
+            for start in range(0, data.size, CHUNK_BYTES):
+                self._finish(self.comm.Isend(data[start : start + CHUNK_BYTES], root, GATHER_TAG))
+            return None
+        values = []
+        for peer, length in enumerate(lengths.tolist()):
+            if peer == root:
+                values.append(value)
+                continue
+            data = np.empty(length, np.uint8)
+            for start in range(0, length, CHUNK_BYTES):
+                self._finish(self.comm.Irecv(data[start : start + CHUNK_BYTES], peer, GATHER_TAG))
+            values.append(pickle.loads(data.data))
+        return values
 
     @property
-    def traffic(self) -> Traffic:
-        """What this rank has sent in collectives over `comm`; its own messages of agreement are not counted."""
-        return traffic(self.comm)
+    def engine(self) -> Engine:
+        """The engine that carries on the collectives over `comm` (collective at its first use)."""
+        return engine_of(self.comm)
+
+    @property
+    def communication(self) -> Communication:
+        """What this rank has sent and waited for in collectives over `comm`, without messages of agreement."""
+        return self.engine.communication
 
     def agree(self, error: HpcnnError | None = None) -> None:
         """Raise on all ranks what any rank brings along, or return everywhere (collective).
@@ -97,7 +143,7 @@ class World:
         """
         mine = np.array([self.size if error is None else self.rank], np.int64)
         first = np.empty_like(mine)
-        self._finish(self.comm.Iallreduce(mine, first, load().MIN))
+        self._finish(self.comm.Iallreduce(mine, first, load().MIN), "agreement")
         root = int(first[0])
         if root == self.size:
             return
@@ -114,8 +160,53 @@ class World:
             error = raised
         self.agree(error)
 
-    def _finish(self, request: MPI.Request) -> None:
-        wait(request.Test, self._patience)
+    def compare(self, digests: Mapping[str, str | bytes], *, source: str = "the configuration") -> None:
+        """Raise on all ranks if any holds other things than rank 0 (collective).
+
+        One all-gather of a few bytes, if all is well.
+
+        Parameters
+        ----------
+        digests : mapping of str to str or bytes
+            By the name of the thing, what stands for its contents: a digest, or a text of any length. What others
+            follow from comes first: of several things that differ, the first is named.
+        source : str
+            Where the things come from; for the message.
+
+        Raises
+        ------
+        PlanError
+            With the same words on all ranks.
+        """
+        details = json.dumps([(name, _digest(value).hex()) for name, value in digests.items()]).encode()
+        row = np.frombuffer(_digest(details) + len(details).to_bytes(8, "big"), np.uint8)
+        rows = np.empty((self.size, row.size), np.uint8)
+        self._finish(self.comm.Iallgather(row, rows), "comparison")
+        if (rows == rows[0]).all():
+            return
+        longest = max(int.from_bytes(row[-8:].tobytes(), "big") for row in rows)
+        padded = np.empty((self.size, longest), np.uint8)
+        self._finish(self.comm.Iallgather(np.frombuffer(details.ljust(longest), np.uint8), padded), "comparison")
+        everyone = [dict(json.loads(row.tobytes())) for row in padded]
+        names = dict.fromkeys(name for things in everyone for name in things)  # those of rank 0 first
+        for name in names:
+            others = [rank for rank, things in enumerate(everyone) if things.get(name) != everyone[0].get(name)]
+            if others:
+                raise PlanError(
+                    f"plan: {name_ranks(others, self.hostnames)} {'has' if len(others) == 1 else 'have'} another {name}"
+                    f" than rank 0; all ranks must read the same configuration. Check that {source} is the same file"
+                    " on every node."
+                )
+
+    def _finish(self, request: MPI.Request, label: str = "") -> None:
+        """Wait for a request; `label` names the collective that begins with it, the same on all ranks."""
+        if label:
+            self._num_started += 1
+            self._label = label
+        begin = time.monotonic()
+        while not wait(request.Test, self._patience, WATCH_S):
+            self.watchdog.check("world", Waiting(0, self._label, self._num_started, time.monotonic() - begin))
+        self.watchdog.check("world", None)
 
 
 @functools.cache
@@ -137,6 +228,10 @@ def start() -> World:
     world = World(comm, share, _limit_threads(share))
     abort.install(comm.Dup())
     return world
+
+
+def _digest(value: str | bytes) -> bytes:
+    return hashlib.sha256(value.encode() if isinstance(value, str) else value).digest()
 
 
 def refuse_singleton(size: int, environment: Mapping[str, str]) -> None:
@@ -168,7 +263,7 @@ def _limit_threads(share: NodeShare) -> int:
     chosen = os.environ.get(OMP_NUM_THREADS, "").split(",")[0].strip()
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen)
-    if share.num_sharing > 1:
+    if share.num_sharing > 1 or share.num_threads < share.num_cores:
         import threadpoolctl
 
         threadpoolctl.threadpool_limits(share.num_threads)

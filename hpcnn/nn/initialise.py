@@ -21,7 +21,7 @@ import numpy as np
 
 from hpcnn import rng
 from hpcnn.arrays import Array
-from hpcnn.nn.parameter import ParameterSet
+from hpcnn.nn.parameter import ParameterSet, assign
 from hpcnn.ops import LEAKY_SLOPE
 from hpcnn.spec import Activation, ActivationSpec, BatchNormSpec, LayerSpec, ModelSpec
 
@@ -86,6 +86,6 @@ def _store(weight: Array, numbers: np.ndarray) -> None:
     """Copy drawn numbers into a parameter, of whatever type and device it is."""
     numbers = numbers.reshape(weight.shape)
     if isinstance(weight, np.ndarray):
-        weight[...] = numbers
+        assign(weight, numbers)
     else:
         weight.set(numbers)

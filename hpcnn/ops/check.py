@@ -16,6 +16,11 @@ def contiguous(x: Array) -> Array:
     return x if x.flags.c_contiguous else array_module(x).ascontiguousarray(x)
 
 
+def matrix(x: Array) -> Array:
+    """Return a matrix as it is if it or its transpose is C-ordered, else a C-ordered copy."""
+    return x if x.flags.f_contiguous else contiguous(x)
+
+
 def rank(who: str, name: str, x: Array, letters: str) -> None:
     """Raise unless `x` has one axis for each letter, none of them empty."""
     if x.ndim != len(letters) or 0 in x.shape:
@@ -37,8 +42,18 @@ def activation(who: str, kind: str | None) -> None:
         )
 
 
-def outputs(who: str, out: Sequence[Array | None] | None, shapes: Sequence[Shape | None], dtype: Any) -> None:
-    """Raise unless `out` is None or holds one writable C-ordered array for each shape (None where that is None)."""
+def outputs(
+    who: str,
+    out: Sequence[Array | None] | None,
+    shapes: Sequence[Shape | None],
+    dtype: Any,
+    *,
+    either_order: bool = False,
+) -> None:
+    """Raise unless `out` is None or holds one writable C-ordered array for each shape (None where that is None).
+
+    With `either_order`, an array may be C-ordered or Fortran-ordered.
+    """
     if out is None:
         return
     if len(out) != len(shapes):
@@ -49,5 +64,6 @@ def outputs(who: str, out: Sequence[Array | None] | None, shapes: Sequence[Shape
                 raise ShapeError(f"{who}: out lacks the array of shape {shape}. Pass it, or leave out away altogether.")
             continue
         like(who, "out", array, shape, dtype)
-        if not array.flags.c_contiguous:
-            raise ShapeError(f"{who}: out of shape {shape} is a view with gaps; it must be C-ordered.")
+        if not (array.flags.c_contiguous or (either_order and array.flags.f_contiguous)):
+            orders = "C-ordered or Fortran-ordered" if either_order else "C-ordered"
+            raise ShapeError(f"{who}: out of shape {shape} is a view with gaps; it must be {orders}.")

@@ -1,5 +1,7 @@
 """Fully connected layer y = x W^T + b, forward and the two gradients.
 
+Weights and their gradients have shape (O, I) and may lie in memory in either order, C or Fortran (a transposed view of
+a C-ordered (I, O)); both are read and written as they lie.
 Legend: N samples, I input features, O output features.
 """
 
@@ -39,7 +41,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None, *, activa
     if bias is not None:
         check.like(WHO, "bias", bias, (weight.shape[0],), x.dtype)
         bias = check.contiguous(bias)
-    return backend.linear_forward(check.contiguous(x), check.contiguous(weight), bias, activation=activation)
+    return backend.linear_forward(check.contiguous(x), check.matrix(weight), bias, activation=activation)
 
 
 def linear_backward_input(grad_output: Array, weight: Array) -> Array:
@@ -64,7 +66,7 @@ def linear_backward_input(grad_output: Array, weight: Array) -> Array:
     check.rank(WHO, "grad_output", grad_output, "NO")
     check.rank(WHO, "weight", weight, "OI")
     check.like(WHO, "weight", weight, (grad_output.shape[1], weight.shape[1]), grad_output.dtype)
-    return backend.linear_backward_input(check.contiguous(grad_output), check.contiguous(weight))
+    return backend.linear_backward_input(check.contiguous(grad_output), check.matrix(weight))
 
 
 def linear_backward_weight(
@@ -98,5 +100,5 @@ def linear_backward_weight(
     check.rank(WHO, "grad_output", grad_output, "NO")
     outputs = grad_output.shape[1]
     check.like(WHO, "grad_output", grad_output, (x.shape[0], outputs), x.dtype)
-    check.outputs(WHO, out, ((outputs, x.shape[1]), (outputs,) if bias else None), x.dtype)
+    check.outputs(WHO, out, ((outputs, x.shape[1]), (outputs,) if bias else None), x.dtype, either_order=True)
     return backend.linear_backward_weight(check.contiguous(x), check.contiguous(grad_output), bias=bias, out=out)

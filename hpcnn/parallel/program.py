@@ -5,8 +5,6 @@ Legend: N samples of the global batch, n of this rank.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +19,10 @@ from hpcnn.nn.context import StepContext
 from hpcnn.nn.layer import Layer
 from hpcnn.nn.loss import SoftmaxCrossEntropy
 from hpcnn.nn.model import Model
-from hpcnn.parallel.exchange import Exchange
+from hpcnn.parallel.exchange import Exchange, Update
 from hpcnn.plan.planner import Plan
 from hpcnn.spec import INPUT
+from hpcnn.timeline import OFF, Timeline
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Program:
     world : World
         The ranks.
     exchange : Exchange
-        Hears of every gradient as backward finishes it.
+        Makes gradients global and parameters current; hears of every event of a step.
     label_smoothing : float
         Share of the target probability spread over all classes.
     sync_batchnorm : bool
@@ -75,10 +74,9 @@ class Program:
         self.world = world
         self.exchange = exchange
         self.operations = compile_operations(model)
-        self.comm_seconds = 0.0
+        self.timeline: Timeline = OFF
         self._loss = SoftmaxCrossEntropy(label_smoothing)
         self._sync_batchnorm = sync_batchnorm
-        self._timed_exchange = _Timed(self, exchange)
 
     def context(self, *, training: bool, seed: int, step: int, samples: np.ndarray, global_batch: int) -> StepContext:
         """Return what the layers may know of a step; statistics are summed over ranks if they are synchronised."""
@@ -92,8 +90,10 @@ class Program:
             reduce_sum=self.sum_over_ranks if together else None,
         )
 
-    def train_step(self, images: Array, labels: Array, context: StepContext) -> tuple[float, int]:
-        """Run forward, loss and backward; gradients are summed over ranks when the exchange is done (collective).
+    def train_step(self, images: Array, labels: Array, context: StepContext, update: Update) -> tuple[float, int]:
+        """Run forward, loss and backward, while the exchange moves parameters by `update` (collective).
+
+        Some may move only during the next step's forward; `exchange.settle` waits for all.
 
         Parameters
         ----------
@@ -110,7 +110,9 @@ class Program:
         """
         logits, saved = self._forward(images, context)
         loss, num_correct, grad_logits = self._loss.forward(logits, labels, context.global_batch)
+        self.exchange.begin_backward(update)
         self._backward(grad_logits, saved, context)
+        self.exchange.end_backward()
         return loss, num_correct
 
     def predict(self, images: Array, context: StepContext) -> Array:
@@ -121,14 +123,6 @@ class Program:
         """Return this rank's share of the loss (divided by the context's global batch) and its correct answers."""
         loss, num_correct, _ = self._loss.forward(self.predict(images, context), labels, context.global_batch)
         return loss, num_correct
-
-    def wait_gradients(self) -> None:
-        """Return once the gradients of the exchange's blocks are sums over the global batch (collective)."""
-        self._timed(self.exchange.wait_gradients)
-
-    def publish(self) -> None:
-        """Make updated parameters current on all ranks (collective)."""
-        self._timed(self.exchange.publish)
 
     def average_statistics(self) -> None:
         """Make running statistics equal on all ranks where each has followed its own samples (collective then)."""
@@ -141,20 +135,21 @@ class Program:
 
     def sum_over_ranks(self, array: np.ndarray) -> None:
         """Sum a small array over all ranks in place, with equal bits everywhere (collective)."""
-        self._timed(lambda: allreduce(self.world.comm, array, "butterfly"))
+        allreduce(self.world.comm, array, "butterfly", label="sum over ranks")
 
     def _forward(self, images: Array, context: StepContext) -> tuple[Array, list[object]]:
         values: dict[str, Array] = {INPUT: images.astype(self.model.parameters.values.dtype, copy=False)}
         saved: list[object] = []
-        events = self._timed_exchange
+        exchange = self.exchange
         for operation in self.operations:
             layer = operation.layer
             inputs = tuple(values[name] for name in operation.inputs)
             if layer.parameters:
-                events.parameters_needed(operation.output)
+                exchange.parameters_needed(operation.output)
                 if context.training:
-                    events.input_ready(operation.output, inputs[0])
-            values[operation.output], kept = layer.forward(inputs, context)
+                    exchange.input_ready(operation.output, inputs[0])
+            with self.timeline.span(f"{operation.output} forward", "compute"):
+                values[operation.output], kept = layer.forward(inputs, context)
             saved.append(kept if context.training else None)
             for name in operation.last_use:
                 del values[name]
@@ -162,42 +157,25 @@ class Program:
 
     def _backward(self, grad_logits: Array, saved: list[object], context: StepContext) -> None:
         grads: dict[str, Array] = {self.operations[-1].output: grad_logits}
-        events = self._timed_exchange
+        exchange = self.exchange
         for operation in reversed(self.operations):
             layer, kept = operation.layer, saved.pop()
-            error = layer.error(grads.pop(operation.output), kept, context)
+            with self.timeline.span(f"{operation.output} error", "compute"):
+                error = layer.error(grads.pop(operation.output), kept, context)
             if layer.parameters:
-                events.error_ready(operation.output, error)
-                layer.backward_weight(error, kept, context)
-                if not layer.joint_backward:
-                    events.gradient_ready(operation.output)
+                exchange.error_ready(operation.output, error)
+            if layer.parameters and not layer.joint_backward and exchange.wants_gradient(operation.output):
+                with self.timeline.span(f"{operation.output} weight gradient", "compute"):
+                    layer.backward_weight(error, kept, context)
+                exchange.gradient_ready(operation.output)
             if operation.needs_input_gradient or layer.joint_backward:
-                for name, grad in zip(operation.inputs, layer.backward_input(error, kept, context), strict=True):
-                    grads[name] = ops.add_forward(grads[name], grad) if name in grads else grad
+                with self.timeline.span(f"{operation.output} input gradient", "compute"):
+                    for name, grad in zip(operation.inputs, layer.backward_input(error, kept, context), strict=True):
+                        grads[name] = ops.add_forward(grads[name], grad) if name in grads else grad
             if layer.joint_backward:
-                events.gradient_ready(operation.output)
-
-    def _timed(self, call: Callable[[], None]) -> None:
-        begin = time.perf_counter()
-        call()
-        self.comm_seconds += time.perf_counter() - begin
-
-
-class _Timed:
-    """An exchange whose events add to the program's communication time."""
-
-    def __init__(self, program: Program, exchange: Exchange) -> None:
-        self._program = program
-        self._exchange = exchange
-
-    def __getattr__(self, event: str) -> Callable[..., None]:
-        method = getattr(self._exchange, event)
-
-        def timed(*args: object) -> None:
-            self._program._timed(lambda: method(*args))
-
-        setattr(self, event, timed)
-        return timed
+                exchange.gradient_ready(operation.output)
+            if layer.parameters:
+                exchange.backward_done(operation.output)
 
 
 def compile_operations(model: Model) -> tuple[Operation, ...]:

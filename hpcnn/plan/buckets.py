@@ -1,12 +1,12 @@
-"""Buckets: stretches of the flat gradient vector that travel as one message.
+"""Buckets: stretches of the flat gradient vector that travel together, each by one kind of exchange.
 
 Backward finishes layers from last to first, and the flat vector holds them first to last, so a bucket is a contiguous
-range that grows downwards. The layout depends on the model and `bucket_bytes` alone, never on the number of ranks.
+range that grows downwards. The layout depends on the model, `bucket_bytes` and the kinds alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -17,35 +17,57 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Bucket:
-    """Elements [start, stop) of the flat vector: all parameters of `layers`, in the order backward finishes them."""
+    """Elements [start, stop) of the flat vector: all parameters of `layers`, in the order backward finishes them.
+
+    `kind` is how they travel: "allreduce", "sharded" or, for a single fully connected layer, "factors".
+    """
 
     start: int
     stop: int
     layers: tuple[str, ...]
+    kind: str = "allreduce"
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return self.stop - self.start
 
+    @property
+    def label(self) -> str:
+        """The layers, for people."""
+        return self.layers[0] if len(self.layers) == 1 else f"{self.layers[-1]} .. {self.layers[0]}"
 
-def make_buckets(layers: Sequence[LayerSpec], bucket_bytes: int) -> tuple[Bucket, ...]:
+
+def make_buckets(
+    layers: Sequence[LayerSpec], bucket_bytes: int, kinds: Mapping[str, str] | None = None
+) -> tuple[Bucket, ...]:
     """Return the buckets in the order backward completes them, each closed once it holds `bucket_bytes` or more.
 
-    Layers are never cut, so a bucket can be longer than `bucket_bytes` by one layer.
+    Layers are never cut, so a bucket can be longer than `bucket_bytes` by one layer. A bucket has layers of one kind
+    (those that `kinds` does not name are "allreduce"), one layer only where it is "factors".
     """
+    kinds = kinds or {}
     sizes = [(layer.name, sum(prod(shape) for shape in layer.parameters.values())) for layer in layers]
-    stop = start = sum(size for _, size in sizes)
+    start = sum(size for _, size in sizes)
+    buckets: list[Bucket] = []
     names: list[str] = []
-    buckets = []
+    kind, stop = "", start
+
+    def close() -> None:
+        nonlocal names, stop
+        if names:
+            buckets.append(Bucket(start, stop, tuple(names), kind))
+        names, stop = [], start
+
     for name, size in reversed(sizes):
         if size == 0:
             continue
+        if kinds.get(name, "allreduce") != kind:
+            close()
+            kind = kinds.get(name, "allreduce")
         names.append(name)
         start -= size
-        if (stop - start) * FLOAT_BYTES >= bucket_bytes:
-            buckets.append(Bucket(start, stop, tuple(names)))
-            stop, names = start, []
-    if names:
-        buckets.append(Bucket(start, stop, tuple(names)))
+        if kind == "factors" or (stop - start) * FLOAT_BYTES >= bucket_bytes:
+            close()
+    close()
     return tuple(buckets)

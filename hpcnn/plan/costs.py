@@ -1,13 +1,12 @@
-"""What one training step of a plan costs each rank: numbers to hold, to compute and to send."""
+"""What one training step of a plan costs each rank: numbers to hold and to compute (`exchanges` has what it sends)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
 
-from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
+from hpcnn.plan.buckets import FLOAT_BYTES
 from hpcnn.plan.planner import Plan
-from hpcnn.plan.schedules import allreduce
 from hpcnn.spec import INPUT, LayerSpec, ModelSpec
 
 
@@ -22,16 +21,6 @@ class LayerCost:
     num_parameters: int
     activation_bytes: int
     flops: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class BucketCost:
-    """One gradient bucket: what rank `rank` sends to sum it."""
-
-    layers: tuple[str, ...]
-    gradient_bytes: int
-    messages: int
-    bytes_sent: int
 
 
 def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
@@ -52,22 +41,6 @@ def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
                 num_parameters=layer.num_parameters,
                 activation_bytes=samples * prod(layer.output_shape) * FLOAT_BYTES,
                 flops=passes * samples * layer.forward_flops,
-            )
-        )
-    return tuple(costs)
-
-
-def bucket_costs(buckets: tuple[Bucket, ...], algorithm: str, rank: int, size: int) -> tuple[BucketCost, ...]:
-    """Return what `rank` of `size` sends for every gradient bucket under an all-reduce algorithm of ours."""
-    costs = []
-    for bucket in buckets:
-        schedule = allreduce(algorithm, rank, size, bucket.size)
-        costs.append(
-            BucketCost(
-                layers=bucket.layers,
-                gradient_bytes=bucket.size * FLOAT_BYTES,
-                messages=schedule.num_messages,
-                bytes_sent=schedule.num_elements_sent * FLOAT_BYTES,
             )
         )
     return tuple(costs)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from hpcnn.arrays import Array, Shape
 from hpcnn.errors import CheckpointError
-from hpcnn.nn.parameter import ParameterSet
+from hpcnn.nn.parameter import ParameterSet, assign
 from hpcnn.train.atomic import replacing
 from hpcnn.train.model_file import Checkpoint, load, read_step, write
 
@@ -137,10 +137,7 @@ def tensors_of(parameters: ParameterSet) -> dict[str, Array]:
 def slots_of(state: Mapping[str, Array], parameters: ParameterSet) -> dict[str, dict[str, Array]]:
     """Return an optimizer's flat state by slot and parameter name, as views in the parameters' shapes."""
     return {
-        slot: {
-            parameter.name: flat[slice(*parameters.offsets[parameter.name])].reshape(parameter.value.shape)
-            for parameter in parameters.parameters
-        }
+        slot: {parameter.name: parameters.view(flat, parameter.name) for parameter in parameters.parameters}
         for slot, flat in state.items()
     }
 
@@ -196,7 +193,7 @@ def restore_into(
         )
     for _, source, target in pairs:
         if target is not None:
-            target[...] = source
+            assign(target, source)
 
 
 def _pairs(

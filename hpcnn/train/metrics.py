@@ -1,8 +1,9 @@
 """The record of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard events beside it on request.
 
 Every line has `event` and `step`, the number of updates made so far. Events: "step" (epoch loss accuracy lr
-images_per_second step_s compute_s exposed_comm_s input_wait_s bytes_sent messages_sent), "epoch" (with test results)
-and "end".
+images_per_second step_s compute_s exposed_comm_s hidden_comm_s input_wait_s bytes_sent messages_sent), "epoch" (with
+test results) and "end". Communication that the computation waited for is exposed, the rest of the time in which
+messages were under way is hidden.
 A number that is not finite is written as null, so that every line is JSON.
 """
 
@@ -121,8 +122,12 @@ class Summary:
     """Part of the step time in arithmetic; the shares add up to 1."""
     exposed_comm_share: float
     """Part spent waiting for other ranks."""
+    input_wait_share: float
+    """Part spent waiting for images."""
     other_share: float
-    """The rest: waiting for images."""
+    """The rest."""
+    hidden_comm_share: float | None
+    """Part of all communication time that ran behind the computation; None where there was no communication."""
     bytes_per_step: float
     """Mean bytes that the writing rank sent in a step."""
     messages_per_step: float
@@ -140,14 +145,17 @@ def summarise(records: Iterable[Record]) -> Summary | None:
 
     seconds = total("step_s")
     images = math.fsum((record.get("images_per_second") or 0.0) * record["step_s"] for record in steps)
-    compute, exposed = total("compute_s") / seconds, total("exposed_comm_s") / seconds
+    exposed_s, hidden_s = total("exposed_comm_s"), total("hidden_comm_s")
+    compute, exposed, waiting = total("compute_s") / seconds, exposed_s / seconds, total("input_wait_s") / seconds
     return Summary(
         num_steps=len(steps),
         images_per_second=images / seconds,
         step_s=seconds / len(steps),
         compute_share=compute,
         exposed_comm_share=exposed,
-        other_share=max(0.0, 1.0 - compute - exposed),
+        input_wait_share=waiting,
+        other_share=max(0.0, 1.0 - compute - exposed - waiting),
+        hidden_comm_share=hidden_s / (hidden_s + exposed_s) if hidden_s + exposed_s > 0.0 else None,
         bytes_per_step=total("bytes_sent") / len(steps),
         messages_per_step=total("messages_sent") / len(steps),
     )

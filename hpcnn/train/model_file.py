@@ -1,9 +1,10 @@
 """The HDF5 model file: global tensors by name, each with a checksum, written whole or not at all.
 
 Layout: `/parameters/<layer>/<name>`, `/statistics/<layer>/<name>`, `/optimizer/<slot>/<layer>/<name>`, contiguous
-float datasets in the layouts of the arrays, each with the attribute `crc32` (zlib.crc32 of its bytes, little endian);
-on the root the attributes of `_ATTRIBUTES` and `format`, `version`. Every HDF5 tool reads it. The newer HDF5 format is
-asked for because it has checksums of its own on names, shapes and attributes: no flipped byte goes unnoticed.
+float datasets in C order, filters as (K, R, S, C) and weights as (out, in), each with the attribute `crc32` (zlib.crc32
+of its bytes, little endian); on the root the attributes of `_ATTRIBUTES` and `format`, `version`. Every HDF5 tool reads
+it. The newer HDF5 format is asked for because it has checksums of its own on names, shapes and attributes: no flipped
+byte goes unnoticed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 
 from hpcnn.arrays import Array
 from hpcnn.errors import CheckpointError
+from hpcnn.nn.parameter import assign
 from hpcnn.train.atomic import replacing
 
 FORMAT = "hpcnn-model"
@@ -162,9 +164,18 @@ def _write_hdf5(path: Path, checkpoint: Checkpoint) -> None:
             file.create_group(group)
         for group, tensors in groups.items():
             for name, tensor in tensors.items():
-                array = np.asarray(tensor, order="C")
+                array = _c_ordered(tensor)
                 dataset = file.create_dataset(f"{group}/{name}", data=array)
                 dataset.attrs["crc32"] = np.uint32(_crc32(array))
+
+
+def _c_ordered(tensor: Array) -> Array:
+    """Return the tensor itself, or a copy where another order of its axes lies in memory."""
+    if tensor.flags.c_contiguous:
+        return tensor
+    array = np.empty(tensor.shape, tensor.dtype)
+    assign(array, tensor)
+    return array
 
 
 def _text(value: str) -> Any:

@@ -162,7 +162,7 @@ class Lars(Optimizer):
             if not parameter.decay:
                 self._apply(part, 0.0, lr, step, scale)
                 continue
-            squares = _squares(parameter) if norms is None else norms[row]
+            squares = self._squares(parameter) if norms is None else norms[row]
             self._apply(part, self.config.weight_decay, lr * self._local_rate(squares, scale), step, scale)
 
     def _parts(self, start: int | None, stop: int | None) -> Iterator[tuple[Parameter, slice]]:
@@ -171,6 +171,11 @@ class Lars(Optimizer):
         for parameter in self.parameters.parameters:
             begin, end = self.parameters.offsets[parameter.name]
             yield parameter, slice(max(first, begin), min(last, end))
+
+    def _squares(self, parameter: Parameter) -> tuple[float, float]:
+        """Return the squared norms of a whole tensor and of its gradient."""
+        whole = slice(*self.parameters.offsets[parameter.name])
+        return squared_norm(self.parameters.values[whole]), squared_norm(self.parameters.grads[whole])
 
     def _local_rate(self, squares: Sequence[float], scale: float) -> float:
         return lars_rate(
@@ -214,11 +219,6 @@ def segments(parameters: ParameterSet) -> list[Segment]:
         else:
             found.append(Segment(start, stop, parameter.decay))
     return found
-
-
-def _squares(parameter: Parameter) -> tuple[float, float]:
-    """Return the squared norms of a whole tensor and of its gradient."""
-    return squared_norm(parameter.value.reshape(-1)), squared_norm(parameter.grad.reshape(-1))
 
 
 def clip_scale(parameters: ParameterSet, max_norm: float) -> tuple[float, float]:

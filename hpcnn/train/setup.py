@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
+from hpcnn import config as configuration
 from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.data import DataSet, open_data
@@ -16,7 +18,12 @@ from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
 from hpcnn.plan import planner
+from hpcnn.plan.buckets import Bucket
+from hpcnn.plan.exchanges import choose_buckets
+from hpcnn.plan.machine import DEFAULT
+from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.planner import Plan
+from hpcnn.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +74,30 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         plan: Plan = planner.make_plan(spec, config.plan.preset, world.size, config.train.global_batch)
     else:
         plan = planner.from_toml(plan_text, spec, config.train.global_batch)
+    machine = DEFAULT
+    if config.exchange.machine:
+        with world.agreeing():
+            machine = load_machine(config.exchange.machine)
+    world.engine.machine = machine
+    world.watchdog.timeout_s = config.exchange.timeout_seconds
+    world.engine.watch(world.watchdog)
+    buckets = choose_buckets(
+        spec,
+        config.exchange.kind,
+        bucket_bytes=config.exchange.bucket_bytes,
+        ranks=world.size,
+        global_batch=config.train.global_batch,
+        machine=machine,
+        nodes=world.engine.nodes,
+    )
+    _check_agreement(world, config, spec, plan, buckets)
     per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)
     model = Model(spec, config.train.seed, np.float64 if config.train.compute == "fp64" else np.float32)
     program = Program(
         model,
         plan,
         world,
-        make_exchange(config.exchange, spec, model.parameters, world),
+        make_exchange(config.exchange, spec, plan, buckets, model.parameters, world),
         label_smoothing=config.train.label_smoothing,
         sync_batchnorm=config.model.sync_batchnorm,
     )
@@ -86,3 +110,15 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         steps_per_epoch=per_epoch,
         total_steps=config.train.steps or config.train.epochs * per_epoch,
     )
+
+
+def _check_agreement(world: World, config: Config, model: ModelSpec, plan: Plan, buckets: tuple[Bucket, ...]) -> None:
+    """Raise on all ranks if some have read another configuration than others, as from a stale copy (collective)."""
+    parts = {
+        "configuration": configuration.to_toml(config),
+        "model": repr(model),
+        "plan": planner.to_toml(plan),
+        "bucket layout": repr(buckets),
+        "machine": repr(world.engine.machine),
+    }
+    world.compare({name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()})

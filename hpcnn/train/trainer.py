@@ -21,6 +21,7 @@ from hpcnn.data.loader import Batch, Loader
 from hpcnn.errors import CheckpointError, ConfigError, HpcnnError, NumericsError
 from hpcnn.ops import squared_norm
 from hpcnn.plan import planner
+from hpcnn.timeline import Timeline
 from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
 from hpcnn.train.evaluate import Score, evaluate
@@ -28,6 +29,7 @@ from hpcnn.train.metrics import MetricsWriter, Summary, read, summarise
 from hpcnn.train.progress import Progress
 from hpcnn.train.setup import Parts
 from hpcnn.train.signals import EXIT_STOPPED, StopRequest
+from hpcnn.train.update import StepUpdate
 
 EXIT_RUN_AGAIN = EXIT_STOPPED
 
@@ -48,10 +50,12 @@ class Outcome:
         lines = []
         if self.summary is not None:
             speed = self.summary
+            hidden = speed.hidden_comm_share
+            of_it = "" if hidden is None else f" ({hidden:.0%} of all was hidden)"
             lines.append(
                 f"{self.step} steps, {speed.images_per_second:.0f} images/s: {1e3 * speed.step_s:.1f} ms a step,"
-                f" {speed.compute_share:.0%} compute, {speed.exposed_comm_share:.0%} exposed communication,"
-                f" {speed.other_share:.0%} waiting for images"
+                f" {speed.compute_share:.0%} compute, {speed.exposed_comm_share:.0%} exposed communication"
+                f"{of_it}, {speed.input_wait_share:.0%} waiting for images"
             )
         if self.score is not None:
             lines.append(f"test accuracy {self.score.accuracy:.4f}, test loss {self.score.loss:.4f}")
@@ -90,6 +94,8 @@ class Trainer:
             result_stream if self.writes else None,
             every_seconds=self.config.log.every_seconds,
         )
+        self.timeline = Timeline(num_steps=self.config.log.trace_steps)
+        self.program.timeline = self.world.engine.timeline = self.timeline
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
         self.rate = learning_rate.build(
             self.config.train, steps_per_epoch=parts.steps_per_epoch, total_steps=parts.total_steps
@@ -193,15 +199,17 @@ class Trainer:
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
         with self._progress, self._loader() as loader, StopRequest() as request:
-            feed = _Feed(iter(loader))
+            feed = _Feed(iter(loader), self.timeline)
             if self.step < total:
                 feed.fetch()
                 self.world.agree(feed.error)
             while self.step < total and not stopped:
-                stopped = self._step(feed, request)
+                with self.timeline.step(self.step + 1):
+                    stopped = self._step(feed, request)
                 save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
                 ends_epoch = self.step == total or self.step % parts.steps_per_epoch == 0
                 if save or ends_epoch:
+                    self.program.exchange.settle()
                     self.program.average_statistics()
                 if ends_epoch:
                     score = self._end_of_epoch(save=save) or score
@@ -212,13 +220,13 @@ class Trainer:
     def _step(self, feed: _Feed, request: StopRequest) -> str:
         """Make one update; return the reason to stop, if any rank has one."""
         program, train, batch = self.program, self.config.train, feed.batch
-        begin, comm_before, wait_before = time.perf_counter(), program.comm_seconds, feed.wait_seconds
-        sent_before = self.world.traffic
+        self.world.watchdog.doing = f"step {self.step + 1}"
+        begin, before, wait_before = time.perf_counter(), self.world.communication, feed.wait_seconds
         context = program.context(
             training=True, seed=train.seed, step=self.step, samples=batch.samples, global_batch=train.global_batch
         )
-        loss, num_correct = program.train_step(batch.images, batch.labels, context)
-        lr = self._update()
+        update = self._update()
+        loss, num_correct = program.train_step(batch.images, batch.labels, context, update)
         if self.step + 1 < self.parts.total_steps:
             feed.fetch()
         totals = np.array([loss, num_correct, request.requested, feed.error is not None], np.float64)
@@ -227,13 +235,12 @@ class Trainer:
         self.step += 1
         if self._metrics is not None:
             step_s = time.perf_counter() - begin
-            exposed_s, wait_s = program.comm_seconds - comm_before, feed.wait_seconds - wait_before
-            sent = self.world.traffic - sent_before
+            spent, wait_s = self.world.communication - before, feed.wait_seconds - wait_before
             shown = {
                 "loss": totals[0],
                 "accuracy": totals[1] / train.global_batch,
                 "images_per_second": train.global_batch / step_s,
-                "lr": lr,
+                "lr": update.lr,
             }
             self._metrics.write(
                 "step",
@@ -241,11 +248,12 @@ class Trainer:
                 epoch=self._epoch,
                 **shown,
                 step_s=step_s,
-                compute_s=max(0.0, step_s - exposed_s - wait_s),
-                exposed_comm_s=exposed_s,
+                compute_s=max(0.0, step_s - spent.exposed_s - wait_s),
+                exposed_comm_s=spent.exposed_s,
+                hidden_comm_s=spent.hidden_s,
                 input_wait_s=wait_s,
-                bytes_sent=sent.num_bytes,
-                messages_sent=sent.num_messages,
+                bytes_sent=spent.traffic.num_bytes,
+                messages_sent=spent.traffic.num_messages,
             )
             self._progress.step(self.step, **shown)
         return (request.reason or "a signal to another rank") if totals[2] else ""
@@ -261,18 +269,17 @@ class Trainer:
         if totals[3]:
             self.world.agree(feed.error)
 
-    def _update(self) -> float:
-        """Wait for the global gradient and move the parameters; return the learning rate."""
-        exchange, train = self.program.exchange, self.config.train
-        self.program.wait_gradients()
-        scale = 1.0
-        if train.clip_norm:
-            scale, _ = optimizers.clip_scale(self.parts.model.parameters, train.clip_norm)
-        lr = self.rate.rate(self.step)
-        for block in exchange.owned:
-            self.optimizer.update(lr, self.step, block.start, block.stop, scale=scale)
-        self.program.publish()
-        return lr
+    def _update(self) -> StepUpdate:
+        """Return how this step moves the parameters."""
+        return StepUpdate(
+            self.optimizer,
+            self.rate.rate(self.step),
+            self.step,
+            clip_norm=self.config.train.clip_norm,
+            whole_tensors=self.program.exchange.owns_whole_tensors,
+            sum_over_ranks=self.program.sum_over_ranks,
+            timeline=self.timeline,
+        )
 
     # -- between epochs, and after ----------------------------------------------------------------------------------
 
@@ -322,6 +329,8 @@ class Trainer:
                 f" checkpoints written so far are intact. Lower train.lr (={self.config.train.lr}) or set"
                 " train.clip_norm."
             )
+        for slot in self.optimizer.state.values():
+            self.program.exchange.collect(slot)
         with self.world.agreeing():
             if self._store is not None:
                 self._store.save(self._snapshot(), best=best, final=final)
@@ -356,10 +365,11 @@ class Trainer:
 class _Feed:
     """The next batch of a loader, or the error that came instead, and how long the step waited for it."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Iterator[Batch], timeline: Timeline) -> None:
         self.wait_seconds = 0.0
         self.error: HpcnnError | None = None
         self._batches = batches
+        self._timeline = timeline
 
     def fetch(self) -> None:
         """Take the next batch; an error is kept for the ranks to agree on."""
@@ -368,7 +378,9 @@ class _Feed:
             self.batch = next(self._batches)
         except HpcnnError as error:
             self.error = error
-        self.wait_seconds += time.perf_counter() - begin
+        end = time.perf_counter()
+        self.wait_seconds += end - begin
+        self._timeline.add("wait for images", "wait", begin, end)
 
 
 def _due(count: int, every: int) -> bool:

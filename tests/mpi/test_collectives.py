@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from mpi4py import MPI
 
 from hpcnn import comm
+from hpcnn.comm import persistent
 from hpcnn.comm.collectives import engine_of, traffic
 from hpcnn.comm.engine import Engine
 from hpcnn.errors import CommError, PlanError
@@ -103,18 +106,93 @@ def test_several_schedules_in_flight_do_not_mix():
     count = 5000
     arrays = [np.full(count, float((RANK + 1) * 10**i)) for i in range(4)]
     algorithms = ["butterfly", "ring", "halving-doubling", "ring"]
-    running = [
-        engine.start(schedules.allreduce(name, RANK, SIZE, count), array)
-        for name, array in zip(algorithms, arrays, strict=True)
+    prepared = [
+        engine.prepare(schedules.allreduce(name, RANK, SIZE, count), array, priority=priority)
+        for name, array, priority in zip(algorithms, arrays, [3, 1, 2, 1], strict=True)
     ]
-    # Ranks drive them in different orders.
-    order = list(np.random.default_rng(RANK).permutation(4))
-    while running_left := [index for index in order if running[index] is not None]:
-        for index in running_left:
-            if running[index].advance():
-                running[index] = None
-    for i, array in enumerate(arrays):
-        np.testing.assert_array_equal(np.full(count, 10.0**i * SIZE * (SIZE + 1) / 2), array)
+    for background in (False, True):
+        if background:
+            engine.carry_on_in_background()
+        for i, array in enumerate(arrays):
+            array.fill((RANK + 1) * 10.0**i)
+        # Ranks start them in different orders, and wait in others.
+        draw = np.random.default_rng(RANK)
+        for index in draw.permutation(4):
+            prepared[index].start()
+        for index in draw.permutation(4):
+            prepared[index].wait()
+        for i, array in enumerate(arrays):
+            np.testing.assert_array_equal(np.full(count, 10.0**i * SIZE * (SIZE + 1) / 2), array)
+    assert engine.idle
+    engine.free()
+
+
+def test_the_background_thread_finishes_what_nobody_waits_for():
+    engine = Engine(WORLD)
+    engine.carry_on_in_background()  # of which one rank has no need
+    array = np.ones(300_000, np.float32)
+    collective = engine.prepare(schedules.allreduce("halving-doubling", RANK, SIZE, array.size), array)
+    for _ in range(3):
+        array.fill(1.0)
+        collective.start()
+        deadline = time.monotonic() + 20
+        while not collective.done and time.monotonic() < deadline:
+            time.sleep(1e-3)  # no call to the engine
+        assert collective.done
+        assert np.all(array == SIZE)
+    assert engine.communication.exposed_s == 0.0
+    assert engine.communication.hidden_s > 0.0
+    engine.free()
+
+
+def test_a_collective_in_flight_is_not_started_again():
+    if SIZE == 1:
+        pytest.skip("alone, everything is done at once")
+    engine = Engine(WORLD)
+    collective = engine.prepare(schedules.allreduce("ring", RANK, SIZE, 100), np.ones(100), label="sum of conv1")
+    collective.start()
+    if not collective.done:
+        with pytest.raises(CommError, match="'sum of conv1' is still in flight"):
+            collective.start()
+    collective.wait()
+    engine.free()
+
+
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("algorithm", [*schedules.ALLREDUCE_ALGORITHMS, "mpi", "auto"])
+def test_prepared_allreduces_sum_small_integers_exactly_on_any_wire(algorithm, wire):
+    if algorithm == "mpi" and wire != "fp32":
+        with pytest.raises(CommError, match="not for algorithm 'mpi'"):
+            persistent.prepare_allreduce(engine_of(WORLD), np.ones(3, np.float32), algorithm, wire=wire)
+        return
+    engine = Engine(WORLD, segment_bytes=100)
+    parts = [np.random.default_rng(rank).integers(-9, 9, 1003).astype(np.float32) for rank in range(SIZE)]
+    array = np.empty(1003, np.float32)
+    collective = persistent.prepare_allreduce(engine, array, algorithm, wire=wire)
+    for _ in range(2):
+        array[...] = parts[RANK]
+        collective.start()
+        collective.wait()
+        np.testing.assert_array_equal(np.sum(parts, axis=0), array)
+    engine.free()
+
+
+@pytest.mark.parametrize("algorithm", [*schedules.BLOCK_ALGORITHMS, "halving-doubling", "mpi", "auto"])
+def test_prepared_reduce_scatter_and_allgather_undo_each_other(algorithm):
+    engine = Engine(WORLD)
+    bounds = [0, *np.cumsum([(rank * 3) % 7 for rank in range(SIZE)]).tolist()]  # rank 0 owns nothing
+    array = np.empty(bounds[-1], np.float32)
+    scatter = persistent.prepare_reduce_scatter(engine, array, bounds, algorithm)
+    gather = persistent.prepare_allgather(engine, array, bounds, algorithm)
+    for scale in (1.0, 2.0):
+        array[...] = scale * (RANK + 1) * np.arange(bounds[-1])
+        scatter.start()
+        scatter.wait()
+        array[: bounds[RANK]] = np.nan
+        array[bounds[RANK + 1] :] = np.nan
+        gather.start()
+        gather.wait()
+        np.testing.assert_array_equal(scale * SIZE * (SIZE + 1) / 2 * np.arange(bounds[-1]), array)
     engine.free()
 
 
@@ -197,7 +275,7 @@ def test_arrays_that_cannot_be_summed_in_place_are_refused(world):
     with pytest.raises(PlanError, match="unknown algorithm 'tree'"):
         comm.allreduce(world, np.ones(3), "tree")
     with pytest.raises(CommError, match="equally long"):
-        engine_of(world).start(schedules.allreduce("ring", RANK, SIZE, 5), np.ones(4))
+        engine_of(world).run(schedules.allreduce("ring", RANK, SIZE, 5), np.ones(4))
     with pytest.raises(CommError, match="numbers of rows"):
         comm.reduce_scatter(world, np.ones(4), counts=[4] * (SIZE + 1))
     with pytest.raises(CommError, match="add up"):

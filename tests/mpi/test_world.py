@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from hpcnn.comm import start
-from hpcnn.errors import ConfigError, DataError
+from hpcnn.comm import library, start
+from hpcnn.errors import ConfigError, DataError, PlanError
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
 
@@ -92,6 +92,57 @@ def test_nobody_leaves_a_barrier_before_the_last_has_come(world):
 def test_the_world_counts_its_traffic(world):
     from hpcnn import comm
 
-    before = world.traffic
+    before = world.communication
     comm.allreduce(world.comm, np.ones(8, np.float32), "ring")
-    assert (SIZE > 1) == ((world.traffic - before).num_messages > 0)
+    assert (SIZE > 1) == ((world.communication - before).traffic.num_messages > 0)
+
+
+def test_compare_returns_where_all_ranks_hold_the_same(world):
+    for things in ({}, {"model": "x" * 10_000, "plan": b"\0\1"}):
+        world.compare(things)
+
+
+def words_on_all_ranks(world, digests) -> str:
+    """Return the message of the PlanError that `compare` raises, the same on all ranks."""
+    with pytest.raises(PlanError) as caught:
+        world.compare(digests, source="vgg16.toml")
+    everyone = MPI.COMM_WORLD.allgather(str(caught.value))
+    assert {everyone[0]} == set(everyone)
+    return everyone[0]
+
+
+@pytest.mark.skipif(SIZE == 1, reason="one rank agrees with itself")
+@pytest.mark.parametrize("culprit", {SIZE // 2, SIZE - 1} - {0})
+def test_a_rank_with_another_layout_is_named_on_all_ranks(world, culprit):
+    odd = "4 buckets" if culprit == RANK else "5 buckets"
+    assert (
+        f"plan: rank {culprit} (host {world.hostnames[culprit]}) has another bucket layout than rank 0; all ranks must"
+        " read the same configuration. Check that vgg16.toml is the same file on every node."
+    ) == words_on_all_ranks(world, {"model": "a", "bucket layout": odd})
+
+
+@pytest.mark.skipif(SIZE == 1, reason="one rank agrees with itself")
+def test_of_several_things_that_differ_the_first_is_named_even_where_it_is_missing(world):
+    digests = {"model": "a", "plan": "b"} if RANK == 0 else {"plan": "c", "more": "d" * RANK}
+    words = words_on_all_ranks(world, digests)
+    assert f"{'has' if SIZE == 2 else 'have'} another model than rank 0" in words
+    assert words.startswith("plan: rank 1 (host" if SIZE == 2 else "plan: ranks 1")
+
+
+@pytest.mark.skipif(SIZE == 1, reason="one rank agrees with itself")
+def test_ranks_that_differ_among_themselves_are_all_named(world):
+    words = words_on_all_ranks(world, {"model": f"{RANK}"})
+    hosts = ", ".join(f"{rank} (host {world.hostnames[rank]})" for rank in range(1, SIZE))
+    assert (hosts in words) == (SIZE <= 5)
+
+
+@pytest.mark.parametrize(("cores", "num_threads"), [(0.45, 1), (float(SIZE), 1), (3.0 * SIZE, 3)])
+def test_a_quota_over_all_ranks_of_a_node_is_divided_among_them(monkeypatch, cores, num_threads):
+    # Rank 0 alone is in another group, with plenty.
+    mine = {"job": cores} | ({"first": 1000.0} if RANK == 0 else {})
+    monkeypatch.setattr(library, "cpu_quotas", lambda: mine)
+    monkeypatch.setattr(library, "_cores", lambda: frozenset(range(16 * SIZE)))
+    share = library.node_share(MPI.COMM_WORLD)
+    if share.local_size == SIZE:
+        assert (cores, SIZE, num_threads) == (share.quota_cores, share.num_sharing_quota, share.num_threads)
+        assert (cores >= SIZE) == share.core_each

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUND = {"errors", "arrays", "geometry", "spec", "rng", "config", "blas"}
+GROUND = {"errors", "arrays", "geometry", "spec", "rng", "config", "blas", "timeline"}
 
 # Which rooms a room may import, besides itself and the ground floor. The two towers, ops-nn and plan-comm, meet in
 # parallel and nowhere below.
@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Seconds of start-up on every rank of a shared file system, for something that one rank or one command needs.
 HEAVY = {"tqdm", "matplotlib", "PIL", "tensorboardX", "tomli_w", "torch", "onnx", "cupy"}
 COLLECTIVES = {
-    "allreduce", "allgather", "reduce_scatter", "barrier", "broadcast", "broadcast_obj", "agree", "agreeing",
+    "allreduce", "allgather", "reduce_scatter", "barrier", "broadcast", "broadcast_obj", "gather_obj", "agree",
+    "agreeing", "offset_to_root", "write_trace",
     "sum_over_ranks", "train_step", "wait_gradients", "publish", "average_statistics", "bcast", "Bcast", "Barrier",
     "Allreduce", "Allgather", "gather", "scatter", "Split", "Split_type", "Dup",
 }  # fmt: skip

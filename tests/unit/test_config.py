@@ -25,7 +25,10 @@ from hpcnn.nn import models
         ("train.global_batch=2.5", "'train.global_batch' (=2.5): expected `int`"),
         ("train.seed=true", "'train.seed' (=True): expected `int`, got `bool`"),
         ("train.lr=nan", "'train.lr' (=nan)"),
-        ("exchange.algorithm=rng", "must be 'auto' or 'butterfly' or 'halving-doubling' or 'ring' or 'mpi'"),
+        (
+            "exchange.algorithm=rng",
+            "must be 'auto' or 'butterfly' or 'halving-doubling' or 'ring' or 'pairwise' or 'hierarchical'",
+        ),
         ("train.reproducible=true", "'train.reproducible' (=True): must be False"),
         ("device=cuda", "'device' (='cuda'): must be 'cpu'"),
         ("plan.preset=hybrid", "'plan.preset' (='hybrid'): must be 'data'"),

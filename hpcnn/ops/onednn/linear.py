@@ -1,6 +1,8 @@
-"""Fully connected layers by oneDNN: the weight is read and its gradient written as they lie, (out, in).
+"""Fully connected layers by oneDNN: the weight is read and its gradient written as they lie, in either order.
 
-A weight is hundreds of megabytes where a batch is one, so these are bound by memory and nothing may copy it.
+A weight is hundreds of megabytes where a batch is one, so these are bound by memory and nothing may copy it. Which of
+the library's operations reads or writes a weight fastest depends on its order in memory. `transposed` tells it: False
+for a C-ordered (O, I), True where a C-ordered (I, O) lies in memory.
 Legend: M samples, I input features, O output features.
 """
 
@@ -13,6 +15,7 @@ from hpcnn.ops import cpu
 from hpcnn.ops.onednn import library as lib
 from hpcnn.ops.onednn.primitive import (
     Description,
+    Handle,
     Primitive,
     address,
     attributes,
@@ -23,16 +26,23 @@ from hpcnn.ops.onednn.primitive import (
     vector,
 )
 
+# Where the product of the transposes pays (see `_pays`): numbers of samples, and the smallest weight.
+FEWEST_SAMPLES, MOST_SAMPLES = 8, 128
+SMALLEST_WEIGHT = 1 << 20
+# Rows of dx^T that are transposed together, so that what is read and written stays in the cache.
+STRIP_ROWS = 256
+
 
 def linear_forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, *, activation: str | None = None
 ) -> np.ndarray:
     """See `hpcnn.ops.linear_forward`."""
+    weight, transposed = _as_it_lies(weight)
     samples, (outputs, inputs) = x.shape[0], weight.shape
-    primitive = _forward(samples, inputs, outputs, bias is not None, activation)
+    primitive = _forward(samples, inputs, outputs, bias is not None, activation, transposed)
     if primitive is None:
         return cpu.linear_forward(x, weight, bias, activation=activation)
-    x, weight, y = plain(x), plain(weight), empty((samples, outputs))
+    x, y = plain(x), empty((samples, outputs))
     if bias is None:
         primitive(address(x), address(weight), address(y))
     else:
@@ -43,12 +53,25 @@ def linear_forward(
 
 def linear_backward_input(grad_output: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """See `hpcnn.ops.linear_backward_input`."""
+    weight, transposed = _as_it_lies(weight)
     samples, (outputs, inputs) = grad_output.shape[0], weight.shape
-    primitive = _backward_input(samples, inputs, outputs)
+    flipped = transposed and _pays(samples, inputs * outputs)
+    primitive = (
+        _backward_input_flipped(samples, inputs, outputs)
+        if flipped
+        else _backward_input(samples, inputs, outputs, transposed)
+    )
     if primitive is None:
         return cpu.linear_backward_input(grad_output, weight)
-    grad_output, weight, grad_input = plain(grad_output), plain(weight), empty((samples, inputs))
-    primitive(address(grad_output), address(weight), address(grad_input))
+    grad_output, grad_input = plain(grad_output), empty((samples, inputs))
+    if flipped:
+        columns = empty((inputs, samples))
+        primitive(address(weight), address(grad_output), address(columns))
+        for start in range(0, inputs, STRIP_ROWS):
+            strip = slice(start, start + STRIP_ROWS)
+            grad_input[:, strip] = columns[strip].T
+    else:
+        primitive(address(grad_output), address(weight), address(grad_input))
     return grad_input
 
 
@@ -61,10 +84,10 @@ def linear_backward_weight(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """See `hpcnn.ops.linear_backward_weight`."""
     (samples, inputs), outputs = x.shape, grad_output.shape[1]
-    primitive = backward_weight(samples, inputs, outputs, bias)
+    grad_weight, grad_bias = out if out is not None else (empty((outputs, inputs)), empty(outputs) if bias else None)
+    primitive = backward_weight(samples, inputs, outputs, bias, transposed=not grad_weight.flags.c_contiguous)
     if primitive is None:
         return cpu.linear_backward_weight(x, grad_output, bias=bias, out=out)
-    grad_weight, grad_bias = out if out is not None else (empty((outputs, inputs)), empty(outputs) if bias else None)
     x, grad_output = plain(x), plain(grad_output)
     addresses = [address(x), address(grad_weight), address(grad_output)]
     if bias and grad_bias is not None:
@@ -73,33 +96,70 @@ def linear_backward_weight(
     return grad_weight, grad_bias
 
 
+def _as_it_lies(weight: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return the weight, copied only if it has gaps, and whether its transpose is what is C-ordered."""
+    transposed = weight.flags.f_contiguous and not weight.flags.c_contiguous
+    return (weight if transposed else plain(weight)), transposed
+
+
+def _pays(samples: int, weights: int) -> bool:
+    """Return whether dx^T = W^T dy^T is faster than dx = dy W for a transposed weight.
+
+    As the left factor the weight is read straight from memory; as the right one it is first packed into buffers, which
+    costs more than the product where there are few samples. With many, or with a weight that stays in the cache, what
+    is won is lost on transposing dx.
+    """
+    return FEWEST_SAMPLES <= samples <= MOST_SAMPLES and weights >= SMALLEST_WEIGHT
+
+
 @cached
-def _forward(samples: int, inputs: int, outputs: int, bias: bool, activation: str | None) -> Primitive:
-    """Return y = x W^T + b; oneDNN's own choice (brgemm) reads the transposed weight fastest."""
+def _forward(
+    samples: int, inputs: int, outputs: int, bias: bool, activation: str | None, transposed: bool
+) -> Primitive:
+    """Return y = x W^T + b.
+
+    The inner product's GEMM reads a transposed weight fastest, and one in its own order several times slower than
+    oneDNN's choice for a product of matrices (brgemm) does.
+    """
     who = f"linear of ({samples}, {inputs}) to {outputs}"
-    biases = matrix(1, outputs) if bias else None
-    layouts = matrix(samples, inputs), matrix(inputs, outputs, transposed=True), biases, matrix(samples, outputs)
-    description = Description(who, "matmul", *layouts, attributes(relu(activation)))
-    return Primitive(description, [lib.SRC, lib.WEIGHTS, lib.DST, *([lib.BIAS] if bias else [])])
+    arguments = [lib.SRC, lib.WEIGHTS, lib.DST, *([lib.BIAS] if bias else [])]
+    source, target, after = matrix(samples, inputs), matrix(samples, outputs), attributes(relu(activation))
+    if transposed:
+        biases = vector(outputs) if bias else None
+        layouts = source, _weight(inputs, outputs, transposed), biases, target
+        description = Description(who, "inner_product_forward", lib.FORWARD, *layouts, after, prefer="gemm")
+    else:
+        factor = matrix(inputs, outputs, transposed=True)
+        description = Description(who, "matmul", source, factor, matrix(1, outputs) if bias else None, target, after)
+    return Primitive(description, arguments)
 
 
 @cached
-def _backward_input(samples: int, inputs: int, outputs: int) -> Primitive:
-    """Return dx = dy W; the GEMM is as fast as brgemm on few samples and faster on many."""
+def _backward_input(samples: int, inputs: int, outputs: int, transposed: bool) -> Primitive:
+    """Return dx = dy W; for W in its own order the GEMM is as fast as brgemm on few samples and faster on many."""
     who = f"linear input gradient of ({samples}, {outputs}) to {inputs}"
-    layouts = matrix(samples, outputs), matrix(outputs, inputs), None, matrix(samples, inputs)
-    return Primitive(Description(who, "matmul", *layouts, attributes(), prefer="gemm"), (lib.SRC, lib.WEIGHTS, lib.DST))
+    layouts = matrix(samples, outputs), _weight(inputs, outputs, transposed), None, matrix(samples, inputs)
+    description = Description(who, "matmul", *layouts, attributes(), prefer="" if transposed else "gemm")
+    return Primitive(description, (lib.SRC, lib.WEIGHTS, lib.DST))
 
 
 @cached
-def backward_weight(samples: int, inputs: int, outputs: int, bias: bool) -> Primitive:
+def _backward_input_flipped(samples: int, inputs: int, outputs: int) -> Primitive:
+    """Return dx^T = W^T dy^T for a transposed W; takes the addresses of W, dy and dx^T (I, M)."""
+    who = f"transposed linear input gradient of ({samples}, {outputs}) to {inputs}"
+    layouts = matrix(inputs, outputs), matrix(outputs, samples, transposed=True), None, matrix(inputs, samples)
+    return Primitive(Description(who, "matmul", *layouts, attributes()), (lib.SRC, lib.WEIGHTS, lib.DST))
+
+
+@cached
+def backward_weight(samples: int, inputs: int, outputs: int, bias: bool, *, transposed: bool = False) -> Primitive:
     """Return dW = dy^T x and db; takes the addresses of x, dW, dy, and db where `bias`.
 
     The GEMM behind the inner product splits the sum over samples between threads too, which BLAS does not: that is
     what serves 1x1 convolutions, whose "samples" are pixels.
     """
     who = f"linear weight gradient of ({samples}, {inputs}) to {outputs}"
-    source, filters, target = matrix(samples, inputs), matrix(outputs, inputs), matrix(samples, outputs)
+    source, filters, target = matrix(samples, inputs), _weight(inputs, outputs, transposed), matrix(samples, outputs)
     hint = Description(
         who, "inner_product_forward", lib.FORWARD, source, filters, vector(outputs), target, attributes()
     )
@@ -109,3 +169,8 @@ def backward_weight(samples: int, inputs: int, outputs: int, bias: bool) -> Prim
     )
     arguments = [lib.SRC, lib.DIFF_WEIGHTS, lib.DIFF_DST, *([lib.DIFF_BIAS] if bias else [])]
     return Primitive(description, arguments)
+
+
+def _weight(inputs: int, outputs: int, transposed: bool) -> Handle:
+    """Return the descriptor of a weight (O, I)."""
+    return matrix(outputs, inputs, transposed=transposed)

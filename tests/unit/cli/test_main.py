@@ -18,13 +18,17 @@ HEAVY = ("numpy", "mpi4py", "h5py", "msgspec", "tqdm", "threadpoolctl")
 # Settings belong into the configuration: a new flag is a decision, and this list is where it shows.
 FLAGS = {
     "hpcnn": "--version",
-    "hpcnn train": "config --set --out --resume --init --plan",
+    "hpcnn train": "config --set --out --resume --init --trace --plan",
     "hpcnn evaluate": "run --set --json",
-    "hpcnn plan": "config --ranks --set --save",
+    "hpcnn plan": "config --ranks --set --machine --save",
     "hpcnn data import": "source --out --size --kind --skip-broken --seed",
     "hpcnn data fetch": "name --out --mirror --from",
     "hpcnn data info": "source",
-    "hpcnn bench allreduce": "--sizes --algorithms --repeats --json",
+    "hpcnn profile": "--out --max-bytes --seconds",
+    "hpcnn bench overlap": "config --set --kinds --steps --repeats --json",
+    "hpcnn bench allreduce": (
+        "--sizes --min-bytes --max-bytes --algorithms --seconds --machine --plot --repeats --json"
+    ),
     "hpcnn bench ops": "--models --batch --no-peer --repeats --json",
     "hpcnn bench step": "--models --batch --no-peer --repeats --json",
     "hpcnn doctor": "--json --mpi",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hpcnn.comm import abort
 from tests.launch import Result, environment, launch, reason_to_skip
 
 pytestmark = pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
@@ -133,3 +136,20 @@ def test_tasks_that_mpi_does_not_connect_are_refused(tmp_path):
     assert 1 == result.returncode
     assert result.stderr.startswith("hpcnn: error: comm: the launcher started 4 tasks (SLURM_STEP_NUM_TASKS)")
     assert "--mpi=pmix" in result.stderr
+
+
+def test_a_rank_that_ends_the_job_does_nothing_more_even_where_mpi_abort_returns(monkeypatch, capsys):
+    class Died(BaseException):
+        pass
+
+    def die(code: int) -> None:
+        raise Died(code)
+
+    aborted = []
+    monkeypatch.setattr(abort, "load", lambda: SimpleNamespace(COMM_WORLD=SimpleNamespace(Abort=aborted.append)))
+    monkeypatch.setattr(abort, "DEATH_S", 0.01)
+    monkeypatch.setattr(os, "_exit", die)
+    with pytest.raises(Died):
+        abort.end_job("rank 2 is gone.")
+    assert [1] == aborted
+    assert "hpcnn: error: rank 2 is gone.\n" == capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hpcnn import rng
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.nn.models.builder import GraphBuilder
@@ -26,6 +27,14 @@ def test_weights_depend_on_seed_and_name_alone() -> None:
     np.testing.assert_array_equal(plain.parameters["conv/weight"].value, other.parameters["conv/weight"].value)
     assert not np.array_equal(plain.parameters["conv/weight"].value, Model(small(), 6).parameters["conv/weight"].value)
     np.testing.assert_array_equal(plain.parameters.values, Model(small(), 5).parameters.values)
+
+
+def test_a_weight_is_drawn_in_the_order_of_its_axes_wherever_its_numbers_lie() -> None:
+    weight = Model(small(), 5).parameters["fc/weight"].value
+    stream = rng.generator(5, "initialise:fc/weight")
+    limit = np.sqrt(6 / (3 + 6 * 6 * 16))
+    expected = limit * (2 * stream.random(weight.size, dtype=np.float32) - 1)
+    np.testing.assert_allclose(expected.reshape(3, 6 * 6 * 16), weight, rtol=1e-5, atol=1e-7)
 
 
 def test_layers_of_one_shape_start_differently() -> None:

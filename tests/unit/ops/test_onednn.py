@@ -299,6 +299,38 @@ def test_statistics_survive_a_mean_far_from_zero():
     np.testing.assert_allclose(x.var((0, 1, 2), dtype=np.float64), var, rtol=1e-3)
 
 
+def test_the_weight_of_a_few_samples_is_the_left_factor_of_its_input_gradient(made):
+    weight = draw(1024, 1032)
+    for samples in (7, 8, 128, 129):
+        for lying in (weight, np.asfortranarray(weight)):
+            grad = draw(samples, 1024, seed=samples)
+            assert_close(grad.astype(np.float64) @ weight, onednn.linear_backward_input(grad, lying))
+    small = np.asfortranarray(draw(1023, 1024))
+    assert_close(draw(16, 1023).astype(np.float64) @ small, onednn.linear_backward_input(draw(16, 1023), small))
+    flipped = [who for who in made if who.startswith("transposed linear")]
+    assert flipped == [f"transposed linear input gradient of ({samples}, 1024) to 1032" for samples in (8, 128)]
+
+
+def test_products_with_weights_of_either_order_reorder_nothing():
+    code = """
+import numpy as np
+from hpcnn import ops
+for samples, inputs, outputs in ((3, 37, 19), (16, 1031, 1021), (70, 1024, 1024)):
+    x, grad = np.ones((samples, inputs), np.float32), np.ones((samples, outputs), np.float32)
+    for order in "CF":
+        weight, bias = np.ones((outputs, inputs), np.float32, order), np.ones(outputs, np.float32)
+        ops.linear_forward(x, weight, bias, activation="leaky_relu")
+        ops.linear_backward_input(grad, weight)
+        ops.linear_backward_weight(x, grad, out=(weight, bias))
+"""
+    environment = os.environ | {"ONEDNN_VERBOSE": "1"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(",") for line in result.stdout.splitlines() if line.startswith("onednn_verbose,exec")]
+    assert {"matmul", "inner_product"} == {line[3] for line in lines}
+    assert 18 == len(lines)
+
+
 def run_python(code, value):
     environment = os.environ | {library.VARIABLE: value}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)

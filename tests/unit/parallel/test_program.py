@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from hpcnn.arrays import Array
+from hpcnn.geometry import Block
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
-from hpcnn.parallel.exchange.base import SerialExchange
+from hpcnn.parallel.exchange import Exchange, Update
+from hpcnn.parallel.exchange.carrier import Carrier
 from hpcnn.parallel.program import Program, compile_operations
+from hpcnn.plan.buckets import make_buckets
 from hpcnn.plan.planner import make_plan
 from hpcnn.spec import INPUT
 
@@ -20,11 +25,21 @@ class OneRank:
     rank, size, comm = 0, 1, None
 
 
-class Recorder(SerialExchange):
+class Nothing:
+    """Moves no parameter."""
+
+    together = False
+
+    def look(self, counted: Sequence[Block]) -> None: ...
+
+    def move(self, block: Block) -> None: ...
+
+
+class Recorder(Exchange):
     """Writes down every event."""
 
     def __init__(self, model: Model) -> None:
-        super().__init__(model.parameters)
+        super().__init__([Carrier(bucket) for bucket in make_buckets(model.spec.layers, 1)], None)
         self.events: list[tuple[str, str]] = []
         self.model = model
 
@@ -42,6 +57,19 @@ class Recorder(SerialExchange):
             if name.startswith(f"{layer}/"):
                 assert np.all(np.isfinite(self.model.parameters.grads[start:stop])), "announced before it was there"
         self.events.append(("gradient_ready", layer))
+        super().gradient_ready(layer)
+
+    def backward_done(self, layer: str) -> None:
+        self.events.append(("backward_done", layer))
+        super().backward_done(layer)
+
+    def begin_backward(self, update: Update) -> None:
+        self.events.append(("begin_backward", ""))
+        super().begin_backward(update)
+
+    def end_backward(self) -> None:
+        self.events.append(("end_backward", ""))
+        super().end_backward()
 
 
 def make(name: str = "resnet20", shape: tuple[int, int, int] = (8, 8, 3), dtype: type = np.float32) -> Program:
@@ -55,8 +83,11 @@ def step(program: Program, training: bool = True, seed: int = 0) -> tuple[float,
     images = draw.standard_normal((6, *program.model.spec.input_shape))
     labels = draw.integers(0, 4, 6)
     context = program.context(training=training, seed=1, step=0, samples=np.arange(6), global_batch=6)
-    run = program.train_step if training else program.evaluate
-    return run(images, labels, context)
+    return (
+        program.train_step(images, labels, context, Nothing())
+        if training
+        else program.evaluate(images, labels, context)
+    )
 
 
 def test_events_come_in_order_for_every_layer_with_parameters() -> None:
@@ -67,8 +98,9 @@ def test_events_come_in_order_for_every_layer_with_parameters() -> None:
     events = program.exchange.events  # type: ignore[attr-defined]
     half = 2 * len(names)
     assert events[:half] == [(event, name) for name in names for event in ("parameters_needed", "input_ready")]
-    back = [(event, name) for name in reversed(names) for event in ("error_ready", "gradient_ready")]
-    assert events[half:] == back
+    announced = ("error_ready", "gradient_ready", "backward_done")
+    back = [(event, name) for name in reversed(names) for event in announced]
+    assert events[half:] == [("begin_backward", ""), *back, ("end_backward", "")]
     assert np.all(np.isfinite(program.model.parameters.grads))
 
 
@@ -120,6 +152,6 @@ def test_loss_shares_of_the_parts_of_a_batch_add_up() -> None:
     def share(part: slice) -> float:
         samples = np.arange(6)[part]
         context = program.context(training=True, seed=1, step=0, samples=samples, global_batch=6)
-        return program.train_step(images[part], labels[part], context)[0]
+        return program.train_step(images[part], labels[part], context, Nothing())[0]
 
     assert share(slice(0, 1)) + share(slice(1, 6)) == pytest.approx(share(slice(0, 6)), rel=1e-12)

@@ -7,7 +7,6 @@ import pytest
 from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.plan import costs, planner
-from hpcnn.plan.buckets import make_buckets
 from hpcnn.spec import ModelSpec
 
 
@@ -60,10 +59,3 @@ def test_layer_costs_follow_the_formulas_of_a_convolution(lenet: ModelSpec) -> N
     assert by_name["conv1"].flops == 2 * samples * 2 * 28 * 28 * 6 * 5 * 5 * 1  # no gradient of the images
     assert by_name["conv2"].flops == 3 * samples * 2 * 10 * 10 * 16 * 5 * 5 * 6
     assert by_name["conv2"].activation_bytes == 4 * samples * 10 * 10 * 16
-
-
-def test_butterfly_buckets_of_a_power_of_two_send_lg_p_times_the_gradient(lenet: ModelSpec) -> None:
-    buckets = make_buckets(lenet.layers, 10**9)
-    (cost,) = costs.bucket_costs(buckets, "butterfly", 5, 8)
-    assert cost.messages == 3
-    assert cost.bytes_sent == 3 * 4 * 61_706

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import numpy as np
@@ -173,6 +174,32 @@ def test_a_checkpoint_goes_back_into_parameters_statistics_and_optimizer(tmp_pat
     assert np.array_equal(make_parameters(seed=5).values, parameters.values)
     assert np.array_equal(3 * make_parameters(seed=5).values, state["velocity"])
     assert np.array_equal(np.full(3, 5), statistics["norm1/running_mean"])
+
+
+def test_a_file_holds_global_tensors_in_the_order_of_their_axes_whatever_lies_in_memory(tmp_path):
+    path = Store(tmp_path / "ours", keep=1).save(make(5))
+    plain = {name: np.ascontiguousarray(tensor) for name, tensor in make(5).parameters.items()}
+    state = {"velocity": {name: np.ascontiguousarray(3 * tensor) for name, tensor in plain.items()}}
+    written = dataclasses.replace(make(5), parameters=plain, optimizer=state)
+    other = Store(tmp_path / "other", keep=1).save(written)
+    assert not make(5).parameters["fc/weight"].flags.c_contiguous
+    assert path.read_bytes() == other.read_bytes()
+
+
+def test_weights_and_their_state_come_back_under_their_shapes(tmp_path):
+    weight = np.arange(15, dtype=np.float32).reshape(3, 5)
+    given = make(5)
+    tensors = dict(given.parameters) | {"fc/weight": weight}
+    state = {"velocity": dict(given.optimizer["velocity"]) | {"fc/weight": weight + 100}}
+    path = Store(tmp_path, keep=1).save(dataclasses.replace(given, parameters=tensors, optimizer=state))
+    parameters = make_parameters(seed=99)
+    flat = {"velocity": np.zeros_like(parameters.values)}
+    restore_into(checkpoint.load(path), model="lenet5", parameters=parameters, optimizer=flat)
+    assert np.array_equal(weight, parameters["fc/weight"].value)
+    assert np.array_equal(weight + 100, slots_of(flat, parameters)["velocity"]["fc/weight"])
+    start, stop = parameters.offsets["fc/weight"]
+    assert np.array_equal(weight.T.ravel(), parameters.values[start:stop])
+    assert np.array_equal(weight.T.ravel() + 100, flat["velocity"][start:stop])
 
 
 def test_parameters_alone_may_go_into_a_model_of_any_state():

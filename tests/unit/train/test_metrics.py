@@ -92,7 +92,9 @@ def test_the_summary_is_of_the_second_half():
             "step_s": step_s,
             "images_per_second": images_per_second,
             "compute_s": 0.5 * step_s,
-            "exposed_comm_s": 0.25 * step_s,
+            "exposed_comm_s": 0.125 * step_s,
+            "hidden_comm_s": 0.375 * step_s,
+            "input_wait_s": 0.25 * step_s,
             "bytes_sent": 1000,
             "messages_sent": 3,
         }
@@ -108,8 +110,18 @@ def test_the_summary_is_of_the_second_half():
     assert summary.num_steps == 2
     assert summary.images_per_second == pytest.approx((60 + 60) / 4)
     assert summary.step_s == pytest.approx(2.0)
-    assert (summary.compute_share, summary.exposed_comm_share, summary.other_share) == pytest.approx((0.5, 0.25, 0.25))
+    assert (summary.compute_share, summary.exposed_comm_share) == pytest.approx((0.5, 0.125))
+    assert (summary.input_wait_share, summary.other_share) == pytest.approx((0.25, 0.125))
+    assert summary.hidden_comm_share == pytest.approx(0.75)
     assert (summary.bytes_per_step, summary.messages_per_step) == (1000, 3)
+
+
+@pytest.mark.parametrize(
+    ("exposed_s", "hidden_s", "expected"), [(0.0, 0.0, None), (0.5, None, 0.0), (0.0, 0.5, 1.0), (0.3, 0.1, 0.25)]
+)
+def test_hidden_communication_is_a_part_of_all_communication(exposed_s, hidden_s, expected):
+    record = {"event": "step", "step": 1, "step_s": 1.0, "exposed_comm_s": exposed_s, "hidden_comm_s": hidden_s}
+    assert summarise([record]).hidden_comm_share == (None if expected is None else pytest.approx(expected))
 
 
 def test_there_is_no_summary_of_no_steps():

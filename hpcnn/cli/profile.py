@@ -1,0 +1,115 @@
+"""`hpcnn profile`: measures messages, additions, layers and updates here, for choices and plans by price."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcnn.cli.table import format_table, quantity
+from hpcnn.errors import PlanError
+
+if TYPE_CHECKING:
+    from hpcnn.plan.machine import Link, Machine
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its flags."""
+    parser = subparsers.add_parser("profile", help="measure this machine's messages and arithmetic (with mpirun)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("machine.toml"), metavar="FILE", help="default: machine.toml, replaced"
+    )
+    parser.add_argument("--max-bytes", type=int, default=64 << 20, help="longest message (default: 64 MiB)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="time for the messages; on slow links long ones are left out"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure on all ranks; rank 0 writes the file and prints what was found (collective)."""
+    from hpcnn.analysis.profile_machine import profile
+    from hpcnn.comm import start
+    from hpcnn.plan.machine import to_toml
+
+    if args.max_bytes < 4 or not args.seconds > 0.0:
+        raise PlanError(
+            f"profile: --max-bytes (={args.max_bytes}) must be at least 4 and --seconds (={args.seconds}) positive."
+        )
+    world = start()
+    with world.agreeing():
+        if world.rank == 0:
+            _write(args.out, None)  # a wrong path is worth knowing before the measurement
+    machine = profile(world, max_bytes=args.max_bytes, seconds=args.seconds)
+    with world.agreeing():
+        if world.rank == 0:
+            _write(args.out, to_toml(machine))
+            print(f"{describe(machine)}\nwrote {args.out}")
+    return 0
+
+
+def describe(machine: Machine) -> str:
+    """Return the machine as a few lines and a table."""
+    measured = machine.measured
+    lines = []
+    if measured is not None:
+        lines.append(
+            f"{measured.ranks} ranks on {measured.hosts} hosts, {measured.cores} cores for each, {measured.mpi}"
+        )
+    for name, link in (("node", machine.node), ("network", machine.network)):
+        if link is None:
+            why = "one rank a host" if name == "node" else "a single host"
+            lines.append(f"{name}: not measured ({why}); the built-in numbers stand in")
+        else:
+            speed = quantity(1.0 / link.beta_s_per_byte, "B/s") if link.beta_s_per_byte else "no measurable limit"
+            lines.append(f"{name}: about {link.alpha_s * 1e6:.1f} us a message and {speed} each way")
+    rates = machine.rates
+    lines += [
+        f"a collective: {machine.start_s * 1e6:.1f} us besides its messages;"
+        f" additions: {quantity(1.0 / machine.gamma_s_per_byte, 'B/s')}",
+        f"a rank: convolutions {quantity(rates.conv_forward_flops_per_s, 'flop/s')} forward,"
+        f" {quantity(rates.conv_input_gradient_flops_per_s, 'flop/s')} input gradient,"
+        f" {quantity(rates.conv_weight_gradient_flops_per_s, 'flop/s')} weight gradient;"
+        f" linear {quantity(rates.linear_flops_per_s, 'flop/s')}; update {quantity(rates.update_bytes_per_s, 'B/s')}",
+        "",
+        _table(machine),
+    ]
+    return "\n".join(lines)
+
+
+def _table(machine: Machine) -> str:
+    links = {name: link for name, link in (("node", machine.node), ("network", machine.network)) if link is not None}
+    sizes = sorted({size for link in links.values() for size in link.sizes})
+    header = ["message B"]
+    for name in links:
+        header += [f"{name} store us", f"{name} add us", "line us"]
+    rows = []
+    for size in sizes:
+        row = [str(size)]
+        for link in links.values():
+            row += _cells(link, size)
+        rows.append(row)
+    return format_table(header, rows, left=0)
+
+
+def _cells(link: Link, size: int) -> list[str]:
+    if size not in link.sizes:
+        return ["-", "-", "-"]
+    index = link.sizes.index(size)
+    values = (link.copy_s[index], link.sum_s[index], link.alpha_s + size * link.beta_s_per_byte)
+    return [f"{value * 1e6:.1f}" for value in values]
+
+
+def _write(path: Path, text: str | None) -> None:
+    """Write the file in one piece, or with no text only find out whether that can be done."""
+    from hpcnn.train.atomic import replacing
+
+    try:
+        if text is None:
+            trial = path.with_name(f".{path.name}.trial")
+            trial.touch()
+            trial.unlink()
+        else:
+            with replacing(path) as temporary:
+                temporary.write_text(text)
+    except OSError as error:
+        raise PlanError(f"profile: cannot write '{path}': {error}. Name another file with --out.") from None

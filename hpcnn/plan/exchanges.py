@@ -1,0 +1,148 @@
+"""Which kind of exchange serves each layer, and what every kind sends.
+
+Legend: P ranks, N samples of the global batch, n of one rank, m elements of a bucket.
+
+===========  ============================================  =============================================
+kind         a rank sends, a step (elements)               what it is
+===========  ============================================  =============================================
+allreduce    2 m (P-1)/P, or what the algorithm takes      every rank sums and updates everything
+sharded      m (P-1)/P for gradients, the same for         a rank updates its P-th; parameters travel
+             parameters
+factors      n in (P-1)/P + n out (P-1), then              FC: inputs and errors travel, gradients do not
+             in out (P-1)/P for parameters
+===========  ============================================  =============================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from hpcnn import geometry
+from hpcnn.plan import choice, schedules
+from hpcnn.plan.buckets import FLOAT_BYTES, Bucket, make_buckets
+from hpcnn.plan.machine import DEFAULT, Machine
+from hpcnn.plan.schedules import Schedule
+from hpcnn.spec import LinearSpec, ModelSpec
+
+KINDS = ("allreduce", "sharded", "factors")
+
+UPDATE_BYTES = 20
+"""Read and written for a parameter by SGD with momentum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one rank sends for a bucket in one collective of a step."""
+
+    item: str
+    """"gradients", "parameters", "inputs" or "errors"."""
+    algorithm: str
+    messages: int
+    num_bytes: int
+
+
+def choose_buckets(
+    model: ModelSpec,
+    kind: str,
+    *,
+    bucket_bytes: int,
+    ranks: int,
+    global_batch: int,
+    machine: Machine = DEFAULT,
+    nodes: tuple[int, ...] | None = None,
+) -> tuple[Bucket, ...]:
+    """Return the buckets of a model, each with its kind, in the order backward completes them.
+
+    Parameters
+    ----------
+    kind : str
+        "allreduce" or "sharded": for all layers. "factors": for fully connected layers, the others being sharded.
+        "auto": whatever takes the least time to travel and update, bucket by bucket.
+    bucket_bytes : int
+        See `make_buckets`.
+    ranks, global_batch : int
+        P and N.
+    machine, nodes
+        What links cost, and the node of every rank.
+    """
+    linear = [layer for layer in model.layers if isinstance(layer, LinearSpec)]
+    if kind == "factors":
+        kinds = {layer.name: "sharded" for layer in model.layers} | {layer.name: "factors" for layer in linear}
+        return make_buckets(model.layers, bucket_bytes, kinds)
+    if kind != "auto":
+        return make_buckets(model.layers, bucket_bytes, {layer.name: kind for layer in model.layers})
+
+    link = machine.link(same_node=nodes is not None and len(set(nodes)) == 1)
+
+    def seconds(bucket: Bucket) -> float:
+        loads = bucket_loads(bucket, model, "auto", 0, ranks, global_batch, machine, nodes)
+        travel_s = sum(load.messages * link.alpha_s + load.num_bytes * link.beta_s_per_byte for load in loads)
+        updated = bucket.size / (1 if bucket.kind == "allreduce" else ranks)
+        return travel_s + updated * UPDATE_BYTES / machine.rates.update_bytes_per_s
+
+    def best(bucket: Bucket, kinds: Iterable[str]) -> Bucket:
+        return min((replace(bucket, kind=other) for other in kinds), key=seconds)
+
+    if ranks == 1:
+        return make_buckets(model.layers, bucket_bytes)
+    alone = {name: b for b in make_buckets(model.layers, 1) for name in b.layers}
+    by_factors = {layer.name: "factors" for layer in linear if best(alone[layer.name], KINDS).kind == "factors"}
+    buckets = make_buckets(model.layers, bucket_bytes, by_factors)
+    return tuple(b if b.kind == "factors" else best(b, ("allreduce", "sharded")) for b in buckets)
+
+
+def bucket_loads(
+    bucket: Bucket,
+    model: ModelSpec,
+    algorithm: str,
+    rank: int,
+    ranks: int,
+    global_batch: int,
+    machine: Machine = DEFAULT,
+    nodes: tuple[int, ...] | None = None,
+) -> tuple[Load, ...]:
+    """Return what `rank` sends for a bucket in one step, by one of hpcnn's algorithms or "auto"."""
+    if ranks == 1:
+        return ()
+
+    def chosen(kind: str, count: int) -> str:
+        if algorithm != "auto":
+            return "butterfly" if algorithm == "halving-doubling" and kind != "allreduce" else algorithm
+        if kind == "allreduce":
+            return choice.allreduce_algorithm(count * FLOAT_BYTES, ranks, machine, nodes)
+        return choice.block_algorithm(count * FLOAT_BYTES, ranks, machine, nodes, kind=kind)
+
+    def gather(item: str, sizes: list[int]) -> Load:
+        bounds = _bounds(sizes)
+        name = chosen("allgather", bounds[-1])
+        return _load(item, name, schedules.allgather(name, rank, ranks, bounds[-1], bounds, nodes=nodes))
+
+    if bucket.kind == "allreduce":
+        name = chosen("allreduce", bucket.size)
+        return (_load("gradients", name, schedules.allreduce(name, rank, ranks, bucket.size, nodes=nodes)),)
+    if bucket.kind == "sharded":
+        slices = [block.size for block in geometry.blocks(bucket.size, ranks)]
+        name = chosen("reduce_scatter", bucket.size)
+        scatter = schedules.reduce_scatter(name, rank, ranks, bucket.size, _bounds(slices), nodes=nodes)
+        return _load("gradients", name, scatter), gather("parameters", slices)
+    layer = next(layer for layer in model.layers if layer.name == bucket.layers[0])
+    num_out, num_in = layer.parameters["weight"]
+    samples = [block.size for block in geometry.blocks(global_batch, ranks)]
+    features = [block.size for block in geometry.blocks(num_in, ranks)]
+    counts = [[n * width for width in features] for n in samples]
+    return (
+        _load("inputs", "pairwise", schedules.alltoall("pairwise", rank, ranks, counts)),
+        gather("errors", [n * num_out for n in samples]),
+        gather("parameters", [width * num_out for width in features]),
+    )
+
+
+def _load(item: str, algorithm: str, schedule: Schedule) -> Load:
+    num_bytes = schedule.num_elements_sent * FLOAT_BYTES
+    return Load(item=item, algorithm=algorithm, messages=schedule.num_messages, num_bytes=num_bytes)
+
+
+def _bounds(sizes: list[int]) -> list[int]:
+    return list(accumulate(sizes, initial=0))

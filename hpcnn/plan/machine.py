@@ -1,0 +1,218 @@
+"""What the machine does in how many seconds: messages in a node and between nodes, additions, layers, updates.
+
+`hpcnn profile` measures a `Machine` and writes it to machine.toml; without a file the built-in one stands in, so that
+what is decided by price is decided everywhere alike. Everything is plain arithmetic on the numbers of the file: ranks
+that have read the same text come to the same prices, bit for bit, and so to the same decisions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from bisect import bisect_left
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpcnn.errors import PlanError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Link:
+    """What a message costs between two ranks that send to each other at the same time, as all others do.
+
+    The straight line alpha + beta n is always there. A measured table, where there is one, goes before it: messages
+    change their protocol with their length, so their times bend and jump.
+    """
+
+    alpha_s: float
+    """Seconds of a message, however short."""
+    beta_s_per_byte: float
+    """Seconds of each of its bytes."""
+    sizes: tuple[int, ...] = ()
+    """Measured lengths in bytes, ascending; between nodes what all ranks of a node send in all."""
+    copy_s: tuple[float, ...] = ()
+    """Seconds of an exchange of each length in which what arrives is stored."""
+    sum_s: tuple[float, ...] = ()
+    """The same where what arrives is added to what is there."""
+
+    def seconds(self, num_bytes: float, *, summing: bool = False, gamma_s_per_byte: float = 0.0) -> float:
+        """Return the seconds of one exchange of messages of `num_bytes`.
+
+        Between two lengths of the table the line through both holds, above the longest the line through the last two;
+        without a table alpha + beta n, and gamma n more where bytes are added.
+        """
+        table = self.sum_s if summing else self.copy_s
+        if not table:
+            return self.alpha_s + num_bytes * (self.beta_s_per_byte + (gamma_s_per_byte if summing else 0.0))
+        sizes = self.sizes
+        if num_bytes <= sizes[0] or len(sizes) == 1:
+            return table[0] + max(0.0, num_bytes - sizes[0]) * self.beta_s_per_byte
+        right = min(bisect_left(sizes, num_bytes), len(sizes) - 1)
+        slope = (table[right] - table[right - 1]) / (sizes[right] - sizes[right - 1])
+        if num_bytes > sizes[right]:
+            return table[right] + (num_bytes - sizes[right]) * max(0.0, slope)
+        return table[right - 1] + (num_bytes - sizes[right - 1]) * slope
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How fast one rank computes, on layers of ordinary shapes while the other ranks compute as well."""
+
+    conv_forward_flops_per_s: float = 5e10
+    conv_input_gradient_flops_per_s: float = 5e10
+    conv_weight_gradient_flops_per_s: float = 5e10
+    linear_flops_per_s: float = 2e10
+    update_bytes_per_s: float = 1e10
+    """Weights, gradients and velocities read and written by SGD with momentum, 20 bytes a float32 parameter."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Where the numbers come from."""
+
+    hosts: int
+    ranks: int
+    cores: int
+    """Cores that a rank could run on."""
+    mpi: str
+    """What the MPI library says of itself."""
+
+
+DEFAULT_NODE = Link(alpha_s=8e-6, beta_s_per_byte=2e-10)
+"""Shared memory: 5 GB/s in each direction."""
+
+DEFAULT_NETWORK = Link(alpha_s=30e-6, beta_s_per_byte=5e-10)
+"""An ordinary cluster's network, between 10 and 25 Gbit/s."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Prices of everything that a plan counts. The defaults are those of an ordinary CPU cluster.
+
+    Links that could not be measured (`network` on a single host, `node` with one rank a host) are None and priced as
+    the default's.
+    """
+
+    start_s: float = 10e-6
+    """Seconds that a collective costs each rank besides its steps."""
+    gamma_s_per_byte: float = 1.5e-10
+    """Seconds to add one byte's worth of numbers to others."""
+    node: Link | None = None
+    """Between ranks of the same node."""
+    network: Link | None = None
+    """Between nodes."""
+    rates: Rates = Rates()
+    measured: Measured | None = None
+
+    def __hash__(self) -> int:  # prices are looked up by machine: few numbers must do, not whole tables
+        return hash((self.start_s, self.gamma_s_per_byte, self.measured))
+
+    def link(self, *, same_node: bool) -> Link:
+        """Return the link between two ranks."""
+        if same_node:
+            return self.node or DEFAULT_NODE
+        return self.network or DEFAULT_NETWORK
+
+
+DEFAULT = Machine()
+"""The machine that is assumed where none was measured."""
+
+
+def load(path: str | Path) -> Machine:
+    """Return the machine in a file that `hpcnn profile` wrote.
+
+    Raises
+    ------
+    PlanError
+        If the file cannot be read, is not TOML, or describes no machine (see `from_toml`).
+    """
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"machine: cannot read '{path}' ({error}); `hpcnn profile --out {path}` writes one.") from None
+    return from_toml(text, str(path))
+
+
+def from_toml(text: str, origin: str = "machine.toml") -> Machine:
+    """Return the machine that a TOML text describes; `origin` names the text in errors.
+
+    Raises
+    ------
+    PlanError
+        If the text is not TOML, a key is unknown, missing or of the wrong type, a number is not finite and positive,
+        or a table's columns differ in length.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _broken(origin, f"is not valid TOML: {error}") from None
+    _refuse_unknown(origin, tree, Machine, "")
+    try:
+        machine = msgspec.convert(tree, Machine, strict=True)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        key = where.strip("`").removeprefix("$.") or "the document"
+        raise _broken(origin, f"'{key}': {what[:1].lower()}{what[1:]}") from None
+    for name, value in _numbers(dataclasses.asdict(machine)):
+        if not math.isfinite(value) or value < 0 or (value == 0 and not name.endswith("_per_byte")):
+            raise _broken(origin, f"'{name}' (={value}) must be a positive number")
+    if machine.measured is None:  # written last: without it the file has been cut off
+        raise _broken(origin, "the section [measured] is missing")
+    for name in ("node", "network"):
+        _check_table(origin, name, getattr(machine, name))
+    return machine
+
+
+def to_toml(machine: Machine) -> str:
+    """Return the machine, a measured one, as TOML text that `from_toml` reads back to an equal one."""
+    import tomli_w  # written by rank 0 only
+
+    return tomli_w.dumps(_without_empty(dataclasses.asdict(machine)))
+
+
+def _check_table(origin: str, name: str, link: Link | None) -> None:
+    if link is None:
+        return
+    lengths = {len(column) for column in (link.sizes, link.copy_s, link.sum_s)}
+    if len(lengths) != 1:
+        raise _broken(origin, f"'{name}': sizes, copy_s and sum_s must be equally long")
+    if any(left >= right for left, right in pairwise(link.sizes)):
+        raise _broken(origin, f"'{name}.sizes' (={list(link.sizes)}) must ascend")
+
+
+def _refuse_unknown(origin: str, tree: dict[str, Any], kind: type, prefix: str) -> None:
+    sections: dict[str, type] = {"node": Link, "network": Link, "rates": Rates, "measured": Measured}
+    names = {field.name for field in dataclasses.fields(kind)}
+    for name, value in tree.items():
+        if name not in names:
+            raise _broken(origin, f"unknown key '{prefix}{name}'")
+        if kind is Machine and isinstance(value, dict) and name in sections:
+            _refuse_unknown(origin, value, sections[name], f"{name}.")
+
+
+def _numbers(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found += _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple):
+            found += [(f"{prefix}{name}", one) for one in value]
+        elif isinstance(value, int | float):
+            found.append((f"{prefix}{name}", value))
+    return found
+
+
+def _broken(origin: str, what: str) -> PlanError:
+    return PlanError(f"machine: {origin}: {what}. Measure it again with `hpcnn profile --out {origin}`.")
+
+
+def _without_empty(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_empty(value) if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if value is not None and value != ()
+    }

@@ -1,0 +1,241 @@
+"""What a schedule costs on a machine, in seconds, found by walking through its steps with a clock for every rank.
+
+A step of a rank begins when the rank and all whom it sends to or receives from have done their steps before. It lasts
+as long as its messages: those in one direction follow one another at the rank's port, the two directions go on at the
+same time. All that the ranks of a node send to other nodes in one step shares the node's link to the network.
+
+Up to `MOST_EXACT` ranks every rank has its clock. Above, only the ranks of a few whole nodes are looked at (the first,
+the middle and the last), and steps are in lock step: each lasts as long as the slowest of these ranks takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import inf
+from typing import NamedTuple
+
+from hpcnn.plan import schedules
+from hpcnn.plan.machine import Machine
+from hpcnn.plan.schedules import Schedule, Step
+
+MOST_EXACT = 64
+"""Ranks that have a clock each."""
+
+MOST_SAMPLED = 16
+"""Ranks looked at where there are more, unless a single node has more."""
+
+
+class Load(NamedTuple):
+    """What one direction of a rank's step carries."""
+
+    node_bytes: int = 0
+    node_messages: int = 0
+    network_bytes: int = 0
+    network_messages: int = 0
+
+
+class Traffic(NamedTuple):
+    """A step of one rank, ready to be priced; bytes that are added are counted as they are added."""
+
+    out: Load
+    back: Load
+    summing: bool
+    peers: tuple[int, ...]
+    """Ranks to be waited for."""
+
+
+def price(
+    collective: Sequence[Schedule] | Callable[[int], Schedule],
+    machine: Machine,
+    nodes: Sequence[int],
+    *,
+    itemsize: int = 4,
+    wire_bytes: int | None = None,
+    limit_s: float = inf,
+) -> float:
+    """Return the seconds until the last rank is done, all ranks having started together.
+
+    Parameters
+    ----------
+    collective : sequence of Schedule, or function from rank to Schedule
+        The schedules of all ranks.
+    machine : Machine
+        What messages and additions cost.
+    nodes : sequence of int
+        The node of every rank; as long as there are ranks.
+    itemsize, wire_bytes : int
+        Bytes of an element in the array and (default: as many) in a message.
+    limit_s : float
+        Give up, and return infinity, as soon as it is certain to cost more than this.
+    """
+    size = len(nodes)
+    schedule_of = collective if callable(collective) else collective.__getitem__
+    pricer = _Pricer(machine, nodes, itemsize, wire_bytes or itemsize)
+    if size == 1:
+        return 0.0
+    # What one rank does is a lower bound, for a fraction of the work.
+    if machine.start_s + pricer.lock_step([schedule_of(0)], (0,), alone=True) > limit_s:
+        return inf
+    if size <= MOST_EXACT:
+        seconds = pricer.clocks([schedule_of(rank) for rank in range(size)], limit_s)
+    else:
+        ranks = representatives(nodes)
+        seconds = pricer.lock_step([schedule_of(rank) for rank in ranks], ranks)
+    return machine.start_s + seconds
+
+
+def representatives(nodes: Sequence[int]) -> tuple[int, ...]:
+    """Return the ranks of the first node, and of as many from both ends and the middle as may be looked at."""
+    size = len(nodes)
+    members: dict[int, list[int]] = {}
+    for rank, node in enumerate(nodes):
+        members.setdefault(node, []).append(rank)
+    chosen = list(members[nodes[0]])
+    taken = {nodes[0]}
+    for distance in range(size):
+        for rank in (size - 1 - distance, size // 2 + distance, distance):
+            node = nodes[rank % size]
+            if node in taken:
+                continue
+            if len(chosen) + len(members[node]) > MOST_SAMPLED:
+                return tuple(sorted(chosen))
+            taken.add(node)
+            chosen += members[node]
+    return tuple(sorted(chosen))
+
+
+@lru_cache(maxsize=1024)
+def allreduce_seconds(
+    algorithm: str,
+    count: int,
+    machine: Machine,
+    nodes: tuple[int, ...],
+    itemsize: int = 4,
+    wire_bytes: int | None = None,
+    limit_s: float = inf,
+) -> float:
+    """Return what an all-reduce of `count` elements costs (see `price`)."""
+
+    def schedule_of(rank: int) -> Schedule:
+        return schedules.allreduce(algorithm, rank, len(nodes), count, nodes=nodes)
+
+    return price(schedule_of, machine, nodes, itemsize=itemsize, wire_bytes=wire_bytes, limit_s=limit_s)
+
+
+@lru_cache(maxsize=1024)
+def blocks_seconds(
+    kind: str,
+    algorithm: str,
+    count: int,
+    machine: Machine,
+    nodes: tuple[int, ...],
+    itemsize: int = 4,
+    wire_bytes: int | None = None,
+    limit_s: float = inf,
+) -> float:
+    """Return what an "allgather" or "reduce_scatter" of even blocks, `count` elements in all, costs (see `price`)."""
+    build = schedules.allgather if kind == "allgather" else schedules.reduce_scatter
+
+    def schedule_of(rank: int) -> Schedule:
+        return build(algorithm, rank, len(nodes), count, nodes=nodes)
+
+    return price(schedule_of, machine, nodes, itemsize=itemsize, wire_bytes=wire_bytes, limit_s=limit_s)
+
+
+class _Pricer:
+    """The prices of one machine for one map of ranks to nodes, remembered by length."""
+
+    def __init__(self, machine: Machine, nodes: Sequence[int], itemsize: int, wire_bytes: int) -> None:
+        self._nodes = nodes
+        self._wire = wire_bytes
+        self._gamma = machine.gamma_s_per_byte
+        # Narrow messages are measured as so many bytes; that their elements grow wide before they are added is not.
+        self._widening = self._gamma * max(0, itemsize - wire_bytes) / wire_bytes
+        self._links = (machine.link(same_node=False), machine.link(same_node=True))
+        self._shared = len(set(nodes)) < len(nodes) and len(set(nodes)) > 1
+        self._seconds: dict[tuple[bool, int, bool], float] = {}
+
+    def clocks(self, all_ranks: Sequence[Schedule], limit_s: float) -> float:
+        """Return when the last rank's clock stops, each waiting for its partners only."""
+        ranks = range(len(all_ranks))
+        times = [0.0] * len(all_ranks)
+        for steps in zip(*(schedule.steps for schedule in all_ranks), strict=True):
+            traffic = [self._traffic(rank, step) for rank, step in zip(ranks, steps, strict=True)]
+            costs = self._costs(ranks, traffic)
+            before = times
+            times = [
+                max([before[rank], *(before[peer] for peer in one.peers)]) + cost if one.peers else before[rank]
+                for rank, one, cost in zip(ranks, traffic, costs, strict=True)
+            ]
+            if max(times) > limit_s:
+                return inf
+        return max(times)
+
+    def lock_step(self, some: Sequence[Schedule], ranks: Sequence[int], *, alone: bool = False) -> float:
+        """Return the sum over all steps of the slowest rank's time, or with `alone` as if the nodes had one rank."""
+        total = 0.0
+        shared, self._shared = self._shared, self._shared and not alone
+        for steps in zip(*(schedule.steps for schedule in some), strict=True):
+            total += max(self._costs(ranks, [self._traffic(rank, step) for rank, step in zip(ranks, steps)]))
+        self._shared = shared
+        return total
+
+    def _traffic(self, rank: int, step: Step) -> Traffic:
+        nodes, here, wire = self._nodes, self._nodes[rank], self._wire
+        loads, peers = [], []
+        for transfers in (step.sends, step.receives):
+            node_bytes = node_messages = network_bytes = network_messages = 0
+            for peer, start, stop in transfers:
+                peers.append(peer)
+                if nodes[peer] == here:
+                    node_bytes += (stop - start) * wire
+                    node_messages += 1
+                else:
+                    network_bytes += (stop - start) * wire
+                    network_messages += 1
+            loads.append(Load(node_bytes, node_messages, network_bytes, network_messages))
+        return Traffic(loads[0], loads[1], step.combine == "sum", tuple(peers))
+
+    def _costs(self, ranks: Sequence[int], traffic: Sequence[Traffic]) -> list[float]:
+        """Return the seconds of one step of each rank."""
+        if not self._shared:
+            return [
+                max(self._direction(t.out, t.out.network_bytes, t.summing), self._back(t, t.back.network_bytes))
+                for t in traffic
+            ]
+        out: dict[int, int] = {}
+        back: dict[int, int] = {}
+        for rank, t in zip(ranks, traffic, strict=True):
+            node = self._nodes[rank]
+            out[node] = out.get(node, 0) + t.out.network_bytes
+            back[node] = back.get(node, 0) + t.back.network_bytes
+        return [
+            max(self._direction(t.out, out[self._nodes[rank]], t.summing), self._back(t, back[self._nodes[rank]]))
+            for rank, t in zip(ranks, traffic, strict=True)
+        ]
+
+    def _back(self, traffic: Traffic, on_link: int) -> float:
+        load = traffic.back
+        seconds = self._direction(load, on_link, traffic.summing)
+        if traffic.summing and self._widening:
+            seconds += self._widening * (load.node_bytes + load.network_bytes)
+        return seconds
+
+    def _direction(self, load: Load, on_link: int, summing: bool) -> float:
+        """Return the seconds of one direction, `on_link` bytes in all being on the node's link to the network."""
+        seconds = 0.0
+        if load.node_messages:
+            seconds += self._messages(True, load.node_bytes, load.node_messages, summing)
+        if load.network_messages:
+            seconds += self._messages(False, on_link, load.network_messages, summing)
+        return seconds
+
+    def _messages(self, same_node: bool, num_bytes: int, count: int, summing: bool) -> float:
+        key = (same_node, num_bytes, summing)
+        seconds = self._seconds.get(key)
+        link = self._links[same_node]
+        if seconds is None:
+            seconds = link.seconds(num_bytes, summing=summing, gamma_s_per_byte=self._gamma)
+            self._seconds[key] = seconds
+        return seconds + (count - 1) * link.alpha_s

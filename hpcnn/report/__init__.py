@@ -1,0 +1,1 @@
+"""What is made of runs for people to look at: traces."""

@@ -1,0 +1,71 @@
+"""The machine as measured by these ranks: complete, plausible, and the same on all of them."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+
+import pytest
+
+from hpcnn.analysis.bench_allreduce import bench_allreduce
+from hpcnn.analysis.profile_machine import profile
+from hpcnn.cli import profile as command
+from hpcnn.comm import start
+from hpcnn.errors import CommError, PlanError
+from hpcnn.plan.machine import from_toml, load, to_toml
+from tests.checks import spmd_assert
+
+
+def test_all_ranks_hold_the_same_complete_machine() -> None:
+    world = start()
+    if world.size == 1:
+        with pytest.raises(CommError, match="at least 2"):
+            profile(world, seconds=0.1)
+        return
+    machine = profile(world, max_bytes=64 << 10, seconds=0.5)
+    text = to_toml(machine)
+    spmd_assert(world.comm, len(set(world.comm.allgather(text))) == 1, "machines differ")
+    assert machine == from_toml(text)
+    nodes = world.engine.nodes
+    assert (machine.network is None) == (len(set(nodes)) == 1)
+    assert (machine.node is None) == (len(set(nodes)) == world.size)
+    assert (world.size, len(set(nodes))) == (machine.measured.ranks, machine.measured.hosts)
+    for link in filter(None, (machine.node, machine.network)):
+        assert all(2 * left == right for left, right in pairwise(link.sizes))
+        assert len(link.sizes) > 1
+        assert link.sizes[-1] <= 64 << 10
+        for times in (link.copy_s, link.sum_s):
+            assert all(1e-8 < seconds < 1.0 for seconds in times)
+            assert list(times) == sorted(times)
+    assert 1e-12 < machine.gamma_s_per_byte < 1e-7
+    assert 1e6 < machine.rates.conv_forward_flops_per_s < 1e13
+
+
+def test_the_command_writes_the_file_and_all_ranks_end_alike(tmp_path, capsys) -> None:
+    world = start()
+    path = world.broadcast_obj(tmp_path) / "machine.toml"
+    args = argparse.Namespace(out=path, max_bytes=256, seconds=0.2)
+    if world.size == 1:
+        with pytest.raises(CommError, match="at least 2"):
+            command.run(args)
+        return
+    assert 0 == command.run(args)
+    world.barrier()
+    machine = load(path)
+    assert world.size == machine.measured.ranks
+    assert (f"{world.size} ranks on" in capsys.readouterr().out) == (world.rank == 0)
+    rows = bench_allreduce(world, sizes=(4, 1024), repeats=1, machine=machine)
+    spmd_assert(world.comm, len(set(world.comm.allgather(repr(rows)))) == 1, "rows differ")
+
+
+def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(tmp_path) -> None:
+    world = start()
+    nowhere = world.broadcast_obj(tmp_path) / "missing" / "machine.toml"
+    with pytest.raises(PlanError, match=r"cannot write .*--out"):
+        command.run(argparse.Namespace(out=nowhere, max_bytes=4, seconds=1e9))
+
+
+@pytest.mark.parametrize(("max_bytes", "seconds"), [(3, 1.0), (64, 0.0), (64, float("nan"))])
+def test_numbers_that_make_no_sense_are_refused(max_bytes, seconds) -> None:
+    with pytest.raises(PlanError, match="--max-bytes"):
+        command.run(argparse.Namespace(out="x", max_bytes=max_bytes, seconds=seconds))

@@ -1,0 +1,130 @@
+"""What the benchmarks on virtual hosts compare, and how they write it down."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hpcnn.nn import models
+
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from virtual import training  # noqa: E402
+from virtual.cluster import Cluster, why_not  # noqa: E402
+from virtual.ddp_worker import alexnet  # noqa: E402
+from virtual.shape import ClusterError  # noqa: E402
+
+
+def test_pytorch_trains_the_same_network_as_hpcnn() -> None:
+    torch = pytest.importorskip("torch")
+    from hpcnn.analysis.torch_twin import TorchTwin
+
+    spec = models.build("alexnet", (227, 227, 3), 1000)
+    with torch.device("meta"):  # no time is spent on initial values
+        rival = alexnet(1000)
+    rival = rival.to_empty(device="cpu").eval()
+    assert training.num_parameters() == sum(parameter.numel() for parameter in rival.parameters()) == 61_100_840
+    names = [layer.name for layer in spec.layers if layer.parameters]
+    layers = [layer for layer in rival if hasattr(layer, "weight")]
+    assert len(names) == len(layers)
+    values = {}
+    with torch.no_grad():
+        for name, layer in zip(names, layers):
+            bound = (6.0 / layer.weight[0].numel()) ** 0.5
+            weight, bias = layer.weight.uniform_(-bound, bound), layer.bias.uniform_(-0.1, 0.1)
+            if name == "fc1":  # hpcnn flattens rows, columns, channels; PyTorch channels, rows, columns
+                weight = weight.reshape(-1, 256, 6, 6).permute(0, 2, 3, 1).flatten(1)
+            elif weight.ndim == 4:
+                weight = weight.permute(0, 2, 3, 1)
+            values |= {f"{name}/weight": SimpleNamespace(value=weight.numpy())}
+            values |= {f"{name}/bias": SimpleNamespace(value=bias.numpy())}
+        images = np.random.default_rng(1).standard_normal((2, 227, 227, 3), np.float32)
+        logits = rival(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    twin = TorchTwin(spec)
+    twin.load(values)
+    expected = twin.forward(images)
+    assert np.abs(expected).max() > 1e-2
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert [0.5, 0.5] == [layer.p for layer in rival if type(layer) is torch.nn.Dropout]
+
+
+def test_an_exchange_is_named_by_its_settings() -> None:
+    settings = training.exchange_settings("kind=sharded,overlap=false")
+    assert {"exchange.kind": "sharded", "exchange.overlap": "false"} == settings
+    for text in ("sharded", "kind=", "kind=sharded,", ""):
+        with pytest.raises(ClusterError, match="must be settings like"):
+            training.exchange_settings(text)
+
+
+def test_the_summary_of_steps_is_made_of_medians() -> None:
+    steps = [{"event": "step", "step_s": value, "loss": None} for value in (3.0, 1.0, 9.0)]
+    assert {"step_s": 3.0, "fastest_s": 1.0, "num_steps": 3} == training.summary(steps)
+
+
+def test_a_section_of_a_document_is_replaced_and_the_rest_is_not(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("a\n<!-- begin: x -->\nold\n<!-- end: x -->\nb\n<!-- begin: y -->\n<!-- end: y -->\n")
+    training.write_section(document, "x", training.table([["k", "v"], ["one", "1"]]))
+    table = "| k | v |\n| --- | ---: |\n| one | 1 |\n"
+    whole = f"a\n<!-- begin: x -->\n{table}<!-- end: x -->\nb\n<!-- begin: y -->\n<!-- end: y -->\n"
+    assert whole == document.read_text()
+    with pytest.raises(ClusterError, match="has no section 'z'"):
+        training.write_section(document, "z", "")
+
+
+def test_every_benchmark_document_section_exists() -> None:
+    text = (SCRIPTS.parent / "docs" / "benchmarks.md").read_text()
+    for name in ("ddp", "overlap"):
+        assert f"<!-- begin: {name} -->\n" in text
+        assert f"<!-- end: {name} -->" in text
+
+
+@pytest.mark.parametrize("script", ["bench_ddp", "bench_overlap"])
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(script)
+    for wrong, message in ((["--steps", "2"], "steps (=2) must be more"), (["--exchange", "ring"], "'ring'")):
+        monkeypatch.setattr(sys, "argv", [script, *wrong])
+        assert 2 == module.main()
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_a_missing_pytorch_is_told_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("bench_ddp")
+    monkeypatch.setattr(sys, "argv", ["bench_ddp"])
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    assert 2 == module.main()
+    assert "has no PyTorch. `pip install torch`, or give --no-ddp." in capsys.readouterr().err
+
+
+def test_hpcnn_trains_on_virtual_hosts_and_its_settled_steps_come_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reason = why_not()
+    if reason:
+        pytest.skip(f"no virtual hosts here: {reason}")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("the machine is busy")
+    module = importlib.import_module("bench_overlap")
+    out = tmp_path / "out.json"
+    argv = ["lenet5", "--hosts", "2", "--rate", "1gbit", "--cpu", "0.9", "--exchange", "algorithm=ring"]
+    argv += ["--global-batch", "8", "--steps", "4", "--rounds", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["bench_overlap", *argv])
+    monkeypatch.setattr(module, "Cluster", lambda *args, **kind: Cluster(*args, **(kind | {"name": f"o{os.getpid()}"})))
+    assert 0 == module.main()
+    steps = json.loads(out.read_text())["steps"]["1gbit"]["algorithm=ring"]
+    assert [3, 4] == [step["step"] for step in steps]
+    assert all(step["bytes_sent"] > 4 * 61_000 for step in steps)  # half of 61,706 numbers there, half back
