@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Time how much of hpcnn's communication hides behind its computation, on virtual hosts. Run as root.
 
-Every exchange takes turns with the others on the same hosts; a row has the medians over all settled steps. "alone" is
-how long the messages of a step would take if the links had nothing else to do and the hosts lost no time.
+Runs `hpcnn bench overlap` for every exchange and every speed of the links: steps as they are trained, in turns with the
+same steps without messages and with the same messages alone.
 
-    sudo -E scripts/bench_overlap.py resnet50 --hosts 4 --cpu 0.45 --rate 1gbit 100mbit --global-batch 32
+    sudo -E scripts/bench_overlap.py vgg16-32 --hosts 4 --cpu 0.45 --rate 1gbit 100mbit --global-batch 64
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import argparse
 import json
 import signal
 import sys
-import time
-from collections import defaultdict
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the package, whe
 
 from virtual import training
 from virtual.cluster import Cluster
-from virtual.shape import SPEEDS, ClusterError, parse
+from virtual.shape import ClusterError
 
 EXCHANGES = ["overlap=false", "wait=step", "wait=layer", "kind=sharded,overlap=false", "kind=sharded"]
 
@@ -38,54 +37,62 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", nargs="+", default=["1gbit", "100mbit"], help="of the links, in turn")
     parser.add_argument("--exchange", nargs="+", default=EXCHANGES, metavar="KEY=VALUE,...")
     parser.add_argument("--global-batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=7, help="of each exchange in each round (7)")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each exchange (2)")
-    parser.add_argument("--limit", type=float, default=1800.0, metavar="S", help="longest turn in seconds (1800)")
+    parser.add_argument("--steps", type=int, default=4, help="in a row (4)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each exchange (3)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--limit", type=float, default=1800.0, metavar="S", help="longest run in seconds (1800)")
     parser.add_argument("--out", type=Path, default=Path("bench_overlap.json"), help="every step, as JSON")
     parser.add_argument("--document", type=Path, help="write the table into its section 'overlap'")
     return parser
 
 
-def measure(args: argparse.Namespace) -> dict[str, dict[str, list[Any]]]:
-    """Return the steps by rate and exchange."""
-    begin = time.monotonic()
-    steps: dict[str, dict[str, list[Any]]] = {}
-    sizes = {"steps": args.steps, "global_batch": args.global_batch, "ppn": args.ppn, "limit_s": args.limit}
+def measure(args: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what `hpcnn bench overlap` found, by rate and exchange."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for rate in args.rate:
-        steps[rate] = defaultdict(list)
+        found[rate] = {}
         with Cluster(args.hosts, rate=rate, cpu=args.cpu, name="overlap") as cluster:
-            for turn in range(args.rounds):
-                for name in args.exchange:
-                    new = training.train_hpcnn(cluster, args.preset, training.exchange_settings(name), **sizes)
-                    steps[rate][name] += new
-                    step_s = training.summary(new)["step_s"]
-                    since = time.monotonic() - begin
-                    print(f"{since:5.0f} s  {rate}  round {turn + 1}  {name}: {step_s:.3f} s a step", flush=True)
-                    about = {key: str(value) for key, value in vars(args).items()} | {"machine": training.machine()}
-                    args.out.write_text(json.dumps({"about": about, "steps": steps}, indent=1) + "\n")
-    return steps
+            for name in args.exchange:
+                settings = {"data.source": "synthetic", "data.num_samples": str(args.global_batch)}
+                settings |= {"train.global_batch": str(args.global_batch)} | training.exchange_settings(name)
+                found[rate][name] = one = run(cluster, args, settings)
+                print(f"{rate}  {name}: {one['step_s']:.3f} s a step", flush=True)
+                about = {key: str(value) for key, value in vars(args).items()} | {"machine": training.machine()}
+                args.out.write_text(json.dumps({"about": about, "results": found}, indent=1) + "\n")
+    return found
 
 
-def report(args: argparse.Namespace, steps: dict[str, dict[str, list[Any]]]) -> str:
+def run(cluster: Cluster, args: argparse.Namespace, settings: dict[str, str]) -> dict[str, Any]:
+    """Return the result of one run."""
+    words = [*(f"{key}={value}" for key, value in settings.items()), *args.set]
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        command = [sys.executable, "-m", "hpcnn", "bench", "overlap", args.preset, "--json", f"{folder}/found.json"]
+        command += ["--steps", str(args.steps), "--repeats", str(args.repeats)]
+        command += [word for setting in words for word in ("--set", setting)]
+        with open(f"{folder}/log", "w+") as log:
+            options = {"stdout": log, "stderr": log, "stdin": -3, "cwd": training.ROOT, "limit_s": args.limit}
+            status = cluster.mpirun(command, ppn=args.ppn, env={"PYTHONPATH": str(training.ROOT)}, **options)
+            training.check(status, "hpcnn bench overlap", log)
+        return dict(json.loads(Path(folder, "found.json").read_text())["results"][0])
+
+
+def report(args: argparse.Namespace, found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Return the tables and the line under them."""
     parts = []
-    for rate, exchanges in steps.items():
-        rows = [["exchange", "ms a step", "fastest", "compute", "exposed", "hidden", "of all hidden", "alone"]]
-        for name, records in exchanges.items():
-            numbers = training.summary(records)
-            exposed, hidden = numbers["exposed_comm_s"], numbers["hidden_comm_s"]
-            alone = 8.0 * args.ppn * numbers["bytes_sent"] / parse("rate", rate, SPEEDS)
-            times = (numbers["step_s"], numbers["fastest_s"], numbers["compute_s"], exposed, hidden)
-            share = f"{hidden / (hidden + exposed):.0%}" if hidden + exposed else ""
-            rows.append([name, *(f"{1e3 * value:.0f}" for value in times), share, f"{1e3 * alone:.0f}"])
+    for rate, exchanges in found.items():
+        head = ["exchange", "compute alone, ms", "messages alone, ms", "step, ms", "step / longer", "hidden", "MB sent"]
+        rows = [head]
+        for name, one in exchanges.items():
+            times = (f"{1e3 * one[key]:.0f}" for key in ("compute_s", "comm_s", "step_s"))
+            shares = (f"{one['over_longer']:.2f}", f"{one['hidden_share']:.0%}", f"{one['num_bytes'] / 1e6:.1f}")
+            rows.append([name, *times, *shares])
         parts.append(
             f"{args.preset}, {args.hosts} hosts of {args.cpu:g} cores, links of {rate}:\n\n{training.table(rows)}"
         )
-    counted = training.SETTLING_STEPS
     parts.append(
         f"{training.machine()}; {datetime.now(UTC):%Y-%m-%d}. Global batch {args.global_batch}, {args.ppn} rank(s) a"
-        f" host, {args.rounds} rounds of {args.steps} steps, the first {counted} of each not counted. Hosts are"
-        " namespaces of one machine (`scripts/virtual_cluster.py`)."
+        f" host; medians of {args.repeats} times {args.steps} steps on the slowest rank. Hosts are namespaces of one"
+        " machine (`scripts/virtual_cluster.py`)."
     )
     return "\n\n".join(parts)
 
@@ -95,8 +102,6 @@ def main() -> int:
     args = make_parser().parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        if args.steps <= training.SETTLING_STEPS:
-            raise ClusterError(f"steps (={args.steps}) must be more than the {training.SETTLING_STEPS} not counted.")
         for name in args.exchange:
             training.exchange_settings(name)
         text = report(args, measure(args))

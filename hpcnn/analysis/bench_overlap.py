@@ -49,6 +49,11 @@ class OverlapTiming:
         return max(0.0, 1.0 - shown_s / self.comm_s) if self.comm_s else 1.0
 
     @property
+    def ratios(self) -> dict[str, float]:
+        """Both ratios by name, for files."""
+        return {"hidden_share": self.hidden_share, "over_longer": self.over_longer}
+
+    @property
     def over_longer(self) -> float:
         """Step over the longer of its halves: 1 is the best there can be."""
         return self.step_s / max(self.compute_s, self.comm_s)

@@ -226,7 +226,7 @@ def _overlap(args: argparse.Namespace) -> int:
 def _report(text: str, rows: Sequence[Any], path: Path | None, **more: Any) -> None:
     print(text)
     if path is not None:
-        results = [dataclasses.asdict(row) for row in rows]
+        results = [dataclasses.asdict(row) | getattr(row, "ratios", {}) for row in rows]
         path.write_text(json.dumps({"host": platform.node(), "results": results, **more}, indent=2) + "\n")
 
 

@@ -61,7 +61,8 @@ def describe(machine: Machine) -> str:
             lines.append(f"{name}: not measured ({why}); the built-in numbers stand in")
         else:
             speed = quantity(1.0 / link.beta_s_per_byte, "B/s") if link.beta_s_per_byte else "no measurable limit"
-            lines.append(f"{name}: about {link.alpha_s * 1e6:.1f} us a message and {speed} each way")
+            crossing = f", {link.crossing:.2f} times as long where they cross" if link.crossing > 1.0 else ""
+            lines.append(f"{name}: about {link.alpha_s * 1e6:.1f} us a message and {speed} each way{crossing}")
     rates = machine.rates
     lines += [
         f"a collective: {machine.start_s * 1e6:.1f} us besides its messages;"

@@ -159,7 +159,7 @@ def _settle(code: int, words: str | None, settle_s: float = SETTLE_S) -> int:
         return code
     codes = np.empty(comm.size, np.int32)
     request = comm.Iallgather(np.array([code], np.int32), codes)
-    patience = Patience(core_each=False)
+    patience = Patience(awake=False)
     if not wait(request.Test, patience, None if words is None else settle_s):
         time.sleep(min(comm.rank * STAGGER_S, LONGEST_STAGGER_S))
         _say(f"hpcnn: error on rank {comm.rank}: {words or f'exit code {code}'}\n")

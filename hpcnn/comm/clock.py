@@ -49,7 +49,7 @@ def offset_to_root(
     """
     # Even where ranks outnumber cores: the error is half a round trip, and a sleep in it would be most of it. The
     # spinning ends by itself after a moment, so that ranks that wait for their turn sleep.
-    patience = Patience(core_each=True)
+    patience = Patience(awake=True)
     mine, theirs = np.zeros(1), np.zeros(1)
     if comm.rank == root:
         for peer in range(comm.size):

@@ -7,7 +7,6 @@ only inside calls to it). Nobody spins, for the computation wants the core.
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 from bisect import insort
@@ -17,9 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpcnn import arrays
+from hpcnn.comm.background import Background
 from hpcnn.comm.collective import Collective, OfLibrary, Scheduled
 from hpcnn.comm.counters import Communication, Traffic
-from hpcnn.comm.library import load, node_map, node_share
+from hpcnn.comm.library import load, node_map
+from hpcnn.comm.small import SMALL_BYTES, run_small, scratch_bytes
 from hpcnn.comm.verdict import Waiting
 from hpcnn.comm.wait import Patience
 from hpcnn.comm.watchdog import Watchdog
@@ -36,9 +37,6 @@ SEGMENT_BYTES = 1 << 20
 
 CHUNK_BYTES = 4 << 20
 """Messages to be stored are cut here. Shorter ones let what is more urgent pass sooner."""
-
-IDLE_S = 0.5
-"""How often an idle thread answers watchdogs of other ranks."""
 
 NUM_FIXED_TAGS = 1 << 14
 """Tags below are those of prepared collectives; the rest are drawn in turn for those that run once."""
@@ -91,18 +89,20 @@ class Engine:
         self.timeline: Timeline = OFF
         self.byte = mpi.BYTE
         self._waited_s = 0.0
-        self._patience = Patience(core_each=node_share(self.comm).core_each)
+        self._patience = Patience(awake=True)
         self._num_tags = int(self.comm.Get_attr(mpi.TAG_UB) or 32767) + 1
         self._next_tag = NUM_FIXED_TAGS
-        self._traffic = Traffic()
+        self._num_messages = self._num_bytes = 0
         self._prepared: list[Collective] = []
+        self._small: tuple[str, float] | None = None
+        self._small_scratch = np.empty(0, np.uint8)
         self._free_scratch: list[np.ndarray] = []
         # In flight, most urgent first; who touches it, or carries one of them on, holds the lock.
         self._lock = threading.Lock()
         self._active: list[Collective] = []
         self._busy_s = 0.0
         self._busy_since = 0.0
-        self._background: _Background | None = None
+        self._background: Background | None = None
         self._num_waiting = 0
         self._num_runs = 0
         self._watchdog: Watchdog | None = None
@@ -166,12 +166,16 @@ class Engine:
         return collective
 
     def _scheduled(self, schedule: Schedule, array: np.ndarray, tag: int, **options: object) -> Scheduled:
+        self._check(schedule, array)
+        return Scheduled(self, schedule, array, tag, **options)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _check(schedule: Schedule, array: np.ndarray) -> None:
         check_array(array)
         if array.size != schedule.count:
             raise CommError(
                 f"comm: array (={array.size} elements) and schedule (={schedule.count} elements) must be equally long."
             )
-        return Scheduled(self, schedule, array, tag, **options)  # type: ignore[arg-type]
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -183,31 +187,61 @@ class Engine:
         tag = self._next_tag
         self._next_tag = tag + 1 if tag + 1 < self._num_tags else NUM_FIXED_TAGS
         self._num_runs += 1
+        self._check(schedule, array)
+        if array.nbytes <= SMALL_BYTES and not self._active:
+            self._run_small(schedule, array, tag, label)
+            return
         once = self._scheduled(schedule, array, tag, label=label, priority=URGENT)
         once.start()
         once.wait()
+
+    def _run_small(self, schedule: Schedule, array: np.ndarray, tag: int, label: str) -> None:
+        """Run a short schedule while nothing else is in flight."""
+        begin = time.perf_counter()
+        self._small = (label, begin)
+        self._patience.reset()
+        if self._small_scratch.nbytes < scratch_bytes(schedule, array.itemsize):
+            self._small_scratch = arrays.empty(scratch_bytes(schedule, array.itemsize), np.uint8)
+        num_bytes = scratch_bytes(schedule, array.itemsize)
+        run_small(self.comm, schedule, array.reshape(-1), tag, self._small_scratch[:num_bytes], self._pause)
+        self._small = None
+        self.count(schedule.num_messages, schedule.num_elements_sent * array.itemsize)
+        end = time.perf_counter()
+        self._busy_s += end - begin
+        self._waited_s += end - begin
+        self.timeline.add(label or "collective", "communication", begin, end)
+        self.timeline.add(f"wait for {label}" if label else "wait", "wait", begin, end)
+
+    def _pause(self) -> None:
+        self._patience.pause()
+        self.look_for_missing()
 
     def start(self, collective: Collective) -> None:
         """Begin a run of a prepared collective."""
         if not collective.done:
             raise CommError(f"comm: '{collective.label}' is still in flight; wait for it before starting it again.")
         with self._lock:
-            if not self._active:
-                self._busy_since = time.perf_counter()
+            idle = not self._active
             collective.begin()
-            self._traffic += collective.traffic
-            insort(self._active, collective, key=lambda c: c.priority)
-            self._retire()
+            if idle:
+                self._busy_since = collective.started_at
+            self._num_messages += collective.traffic.num_messages
+            self._num_bytes += collective.traffic.num_bytes
+            insort(self._active, collective, key=_priority)
+            if collective.done:
+                self._retire()
         if self._background is not None:
             self._background.wake()
 
     def poll(self) -> bool:
         """Carry on everything in flight as far as it goes without waiting; return whether anything moved."""
         with self._lock:
-            moved = False
+            moved = done = False
             for collective in self._active:
-                moved |= collective.advance()
-            if moved:
+                if collective.advance():
+                    moved = True
+                    done |= collective.done
+            if done:
                 self._retire()
         return moved
 
@@ -224,8 +258,7 @@ class Engine:
                 if self.poll():
                     patience.reset()
                 elif not condition():
-                    patience.pause()
-                    self.look_for_missing()
+                    self._pause()
         finally:
             self._num_waiting -= 1
             if self._background is not None:
@@ -237,7 +270,7 @@ class Engine:
     def carry_on_in_background(self) -> None:
         """From now on, carry on what is in flight while nobody waits."""
         if self._background is None and self.size > 1:
-            self._background = _Background(self)
+            self._background = Background(self)
 
     @property
     def idle(self) -> bool:
@@ -254,18 +287,19 @@ class Engine:
     @property
     def traffic(self) -> Traffic:
         """What this rank has sent through this engine so far."""
-        return self._traffic
+        return Traffic(self._num_messages, self._num_bytes)
 
     @property
     def communication(self) -> Communication:
         """What this rank has sent, waited for and hidden so far."""
         with self._lock:
             busy_s = self._busy_s + (time.perf_counter() - self._busy_since if self._active else 0.0)
-        return Communication(self._traffic, self._waited_s, max(0.0, busy_s - self._waited_s))
+        return Communication(self.traffic, self._waited_s, max(0.0, busy_s - self._waited_s))
 
     def count(self, num_messages: int, num_bytes: int) -> None:
         """Add to what this rank has sent."""
-        self._traffic += Traffic(num_messages, num_bytes)
+        self._num_messages += num_messages
+        self._num_bytes += num_bytes
 
     def watch(self, watchdog: Watchdog) -> None:
         """From now on, let the watchdog see what has been in flight for longest."""
@@ -277,6 +311,9 @@ class Engine:
         if self._watchdog is None:
             return
         waiting = None
+        small = self._small
+        if small is not None:
+            waiting = Waiting(0, small[0], self._num_runs, time.perf_counter() - small[1])
         with self._lock:
             if self._active:
                 oldest = min(self._active, key=lambda collective: collective.started_at)
@@ -296,7 +333,7 @@ class Engine:
 
     def _retire(self) -> None:
         """Take what is done out of flight. The lock is held."""
-        for collective in self._active:
+        for collective in self._active if self.timeline is not OFF else ():
             if collective.done:
                 self.timeline.add(
                     collective.label or "collective",
@@ -332,46 +369,8 @@ class Engine:
         self.comm.Free()
 
 
-class _Background:
-    """The thread that carries an engine's collectives on while nobody waits for them."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._wake = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="communication", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)  # runs before MPI ends: mpi4py registered its own earlier
-
-    def wake(self) -> None:
-        """Look at the engine again: something was started, or nobody waits any more."""
-        with self._wake:
-            self._wake.notify()
-
-    def close(self) -> None:
-        """Stop the thread, leaving what is in flight."""
-        atexit.unregister(self.close)
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
-
-    def _work(self) -> None:
-        engine, patience = self._engine, Patience(core_each=False)
-        while True:
-            with self._wake:
-                if not self._closed and (engine.idle or engine.someone_waits):
-                    self._wake.wait(IDLE_S)
-                    patience.reset()
-                if self._closed:
-                    return
-            if engine.someone_waits:
-                continue
-            if engine.poll():
-                patience.reset()
-            engine.look_for_missing()  # also when idle: "I have joined that" helps others to find who has not
-            if not engine.idle:
-                patience.pause()
+def _priority(collective: Collective) -> int:
+    return collective.priority
 
 
 def check_array(array: np.ndarray) -> None:

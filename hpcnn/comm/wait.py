@@ -1,15 +1,19 @@
 """The one policy for waiting on messages: poll, briefly at full speed, then with sleeps that grow.
 
 MPI's blocking waits spin. Under a CPU quota, or with more ranks than cores, that eats the time the other ranks need to
-get ready. So nothing here blocks inside MPI: a wait is a loop of Test calls with a `Patience` between them.
+get ready. So nothing here blocks inside MPI: a wait is a loop of Test calls with a `Patience` between them. Its short
+phase awake offers the core to whoever else wants it after every poll.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
-SPIN_S = 50e-6
+SPIN_S = 300e-6
+"""Some times what a short message takes over an ordinary network."""
+
 FIRST_SLEEP_S = 20e-6
 LONGEST_SLEEP_S = 1e-3
 
@@ -22,15 +26,15 @@ class Patience:
 
     Parameters
     ----------
-    core_each : bool
-        Every rank of the node has a core of its own: poll for `SPIN_S` seconds without sleeping, for low latency.
-        Otherwise sleep from the first failed poll on.
+    awake : bool
+        Poll for `SPIN_S` seconds without sleeping, for low latency: where the caller has nothing else to do. Otherwise
+        sleep from the first failed poll on.
     """
 
     __slots__ = ("_last", "_sleep_s", "_spin_s", "_spun_s")
 
-    def __init__(self, *, core_each: bool) -> None:
-        self._spin_s = SPIN_S if core_each else 0.0
+    def __init__(self, *, awake: bool) -> None:
+        self._spin_s = SPIN_S if awake else 0.0
         self.reset()
 
     def reset(self) -> None:
@@ -48,7 +52,8 @@ class Patience:
             return
         if self._spun_s < self._spin_s:
             self._spun_s += polled_s
-            self._last = now
+            os.sched_yield()
+            self._last = time.perf_counter()
             return
         time.sleep(self._sleep_s)
         self._sleep_s = min(2.0 * self._sleep_s, LONGEST_SLEEP_S)

@@ -66,7 +66,7 @@ class World:
         self.local_size = share.local_size
         self.num_threads = num_threads
         self.hostnames: tuple[str, ...] = tuple(comm.allgather(load().Get_processor_name()))
-        self._patience = Patience(core_each=share.core_each)
+        self._patience = Patience(awake=True)
         self.watchdog = Watchdog(MpiPost(comm.Dup()), self.hostnames, abort.end_job)
         self._num_started, self._label = 0, ""
         self.watchdog.add_source("world", lambda: (self._num_started,))

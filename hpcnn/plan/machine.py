@@ -32,6 +32,9 @@ class Link:
     """Seconds of a message, however short."""
     beta_s_per_byte: float
     """Seconds of each of its bytes."""
+    crossing: float = 1.0
+    """Between nodes: bytes count so many times where ranks of one node exchange with different nodes, or some of them
+    only send and others only receive: such messages get into each other's way."""
     sizes: tuple[int, ...] = ()
     """Measured lengths in bytes, ascending; between nodes what all ranks of a node send in all."""
     copy_s: tuple[float, ...] = ()
@@ -158,6 +161,8 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
         key = where.strip("`").removeprefix("$.") or "the document"
         raise _broken(origin, f"'{key}': {what[:1].lower()}{what[1:]}") from None
     for name, value in _numbers(dataclasses.asdict(machine)):
+        if name.endswith(".crossing") and value < 1:
+            raise _broken(origin, f"'{name}' (={value}) must be at least 1")
         if not math.isfinite(value) or value < 0 or (value == 0 and not name.endswith("_per_byte")):
             raise _broken(origin, f"'{name}' (={value}) must be a positive number")
     if machine.measured is None:  # written last: without it the file has been cut off

@@ -2,7 +2,8 @@
 
 A step of a rank begins when the rank and all whom it sends to or receives from have done their steps before. It lasts
 as long as its messages: those in one direction follow one another at the rank's port, the two directions go on at the
-same time. All that the ranks of a node send to other nodes in one step shares the node's link to the network.
+same time. All that the ranks of a node send to other nodes in one step shares the node's link to the network, and
+counts more (`Link.crossing`) unless they all exchange with the same nodes.
 
 Up to `MOST_EXACT` ranks every rank has its clock. Above, only the ranks of a few whole nodes are looked at (the first,
 the middle and the last), and steps are in lock step: each lasts as long as the slowest of these ranks takes.
@@ -43,6 +44,8 @@ class Traffic(NamedTuple):
     summing: bool
     peers: tuple[int, ...]
     """Ranks to be waited for."""
+    routes: tuple[frozenset[int], frozenset[int]]
+    """Other nodes to which the rank sends, and from which it receives."""
 
 
 def price(
@@ -183,7 +186,7 @@ class _Pricer:
 
     def _traffic(self, rank: int, step: Step) -> Traffic:
         nodes, here, wire = self._nodes, self._nodes[rank], self._wire
-        loads, peers = [], []
+        loads, peers, routes = [], [], []
         for transfers in (step.sends, step.receives):
             node_bytes = node_messages = network_bytes = network_messages = 0
             for peer, start, stop in transfers:
@@ -195,7 +198,8 @@ class _Pricer:
                     network_bytes += (stop - start) * wire
                     network_messages += 1
             loads.append(Load(node_bytes, node_messages, network_bytes, network_messages))
-        return Traffic(loads[0], loads[1], step.combine == "sum", tuple(peers))
+            routes.append(frozenset([nodes[peer] for peer, _, _ in transfers if nodes[peer] != here]))
+        return Traffic(loads[0], loads[1], step.combine == "sum", tuple(peers), (routes[0], routes[1]))
 
     def _costs(self, ranks: Sequence[int], traffic: Sequence[Traffic]) -> list[float]:
         """Return the seconds of one step of each rank."""
@@ -206,13 +210,19 @@ class _Pricer:
             ]
         out: dict[int, int] = {}
         back: dict[int, int] = {}
-        for rank, t in zip(ranks, traffic, strict=True):
-            node = self._nodes[rank]
+        routes: dict[int, set[object]] = {}
+        here = [self._nodes[rank] for rank in ranks]
+        for node, t in zip(here, traffic, strict=True):
             out[node] = out.get(node, 0) + t.out.network_bytes
             back[node] = back.get(node, 0) + t.back.network_bytes
+            if t.out.network_messages or t.back.network_messages:
+                routes.setdefault(node, set()).add(t.routes)
+        for node in [node for node, several in routes.items() if len(several) > 1]:
+            out[node] = round(self._links[False].crossing * out[node])
+            back[node] = round(self._links[False].crossing * back[node])
         return [
-            max(self._direction(t.out, out[self._nodes[rank]], t.summing), self._back(t, back[self._nodes[rank]]))
-            for rank, t in zip(ranks, traffic, strict=True)
+            max(self._direction(t.out, out[node], t.summing), self._back(t, back[node]))
+            for node, t in zip(here, traffic, strict=True)
         ]
 
     def _back(self, traffic: Traffic, on_link: int) -> float:

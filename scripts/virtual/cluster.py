@@ -85,7 +85,8 @@ class Cluster:
             raise ClusterError(f"no cluster '{name}' is up. Make one with `{NAME}.py up N --name {name}`.")
         if is_leftover(state):
             raise ClusterError(
-                f"the hosts of '{name}' are left over from a run that was killed. Remove them: `{NAME}.py down`."
+                f"the hosts of '{name}' are left over from a run that was killed."
+                f" Remove them: `{NAME}.py down --name {name}`."
             )
         return cls.from_state(state)
 

@@ -196,6 +196,28 @@ def test_prepared_reduce_scatter_and_allgather_undo_each_other(algorithm):
     engine.free()
 
 
+@pytest.mark.parametrize("algorithm", schedules.ALLREDUCE_ALGORITHMS)
+def test_short_arrays_get_the_same_bits_and_accounts_whether_or_not_something_else_is_in_flight(algorithm):
+    engine = Engine(WORLD)
+    other = engine.prepare(schedules.allreduce("ring", RANK, SIZE, 200_000), np.ones(200_000))
+    parts = [np.random.default_rng(rank).standard_normal(1003) for rank in range(SIZE)]
+    schedule = schedules.allreduce(algorithm, RANK, SIZE, 1003)
+    results, accounts = [], []
+    for busy in (False, True):
+        x = parts[RANK].copy()
+        if busy:
+            other.start()
+        before = engine.communication
+        engine.run(schedule, x, "totals")
+        accounts.append((engine.communication - before).traffic)
+        other.wait()
+        results.append(x.tobytes())
+    assert results[0] == results[1]
+    assert accounts[0] == accounts[1]
+    np.testing.assert_allclose(np.sum(parts, axis=0), np.frombuffer(results[0]), rtol=1e-12, atol=1e-12)
+    engine.free()
+
+
 def test_scratch_memory_is_allocated_once():
     engine = Engine(WORLD)
     schedule = schedules.allreduce("halving-doubling", RANK, SIZE, 50_000)

@@ -12,7 +12,7 @@ from hpcnn.analysis.profile_machine import profile
 from hpcnn.cli import profile as command
 from hpcnn.comm import start
 from hpcnn.errors import CommError, PlanError
-from hpcnn.plan.machine import from_toml, load, to_toml
+from hpcnn.plan.machine import Machine, from_toml, load, to_toml
 from tests.checks import spmd_assert
 
 
@@ -22,11 +22,29 @@ def test_all_ranks_hold_the_same_complete_machine() -> None:
         with pytest.raises(CommError, match="at least 2"):
             profile(world, seconds=0.1)
         return
-    machine = profile(world, max_bytes=64 << 10, seconds=0.5)
+    check(profile(world, max_bytes=64 << 10, seconds=0.5), world.engine.nodes)
+
+
+@pytest.mark.parametrize("per_node", [1, 2])
+def test_links_between_nodes_are_measured_apart_from_those_inside(per_node) -> None:
+    world = start()
+    if world.size <= per_node:
+        pytest.skip("needs two nodes")
+    nodes = tuple(rank // per_node for rank in range(world.size))
+    machine = profile(world, max_bytes=16 << 10, seconds=0.5, nodes=nodes)
+    check(machine, nodes)
+    sharing = 2 if per_node == 2 and world.size % 2 == 0 else 1
+    assert 4 * sharing == machine.network.sizes[0]
+    if sharing == 1:
+        assert 1.0 == machine.network.crossing
+
+
+def check(machine: Machine, nodes: tuple[int, ...]) -> None:
+    """Fail unless the machine is complete, plausible and the same on all ranks."""
+    world = start()
     text = to_toml(machine)
     spmd_assert(world.comm, len(set(world.comm.allgather(text))) == 1, "machines differ")
     assert machine == from_toml(text)
-    nodes = world.engine.nodes
     assert (machine.network is None) == (len(set(nodes)) == 1)
     assert (machine.node is None) == (len(set(nodes)) == world.size)
     assert (world.size, len(set(nodes))) == (machine.measured.ranks, machine.measured.hosts)
@@ -34,6 +52,7 @@ def test_all_ranks_hold_the_same_complete_machine() -> None:
         assert all(2 * left == right for left, right in pairwise(link.sizes))
         assert len(link.sizes) > 1
         assert link.sizes[-1] <= 64 << 10
+        assert 1.0 <= link.crossing < 1e3
         for times in (link.copy_s, link.sum_s):
             assert all(1e-8 < seconds < 1.0 for seconds in times)
             assert list(times) == sorted(times)

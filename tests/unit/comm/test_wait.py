@@ -32,23 +32,35 @@ def clock(monkeypatch):
     return clock
 
 
-def test_with_a_core_each_the_first_microseconds_are_spent_awake(clock):
-    patience = Patience(core_each=True)
-    while clock.now < SPIN_S:
+def test_awake_the_first_microseconds_pass_without_sleep(clock):
+    patience = Patience(awake=True)
+    polled = 0.0
+    while polled < SPIN_S - 1e-6:
+        clock.now += 3e-6
         patience.pause()
+        polled += 4e-6  # and the look at the clock
     assert [] == clock.sleeps
-    patience.pause()
-    patience.pause()
+    for _ in range(3):
+        patience.pause()
     assert [FIRST_SLEEP_S] == clock.sleeps[:1]
 
 
-def test_without_a_core_each_the_first_failed_poll_sleeps(clock):
-    Patience(core_each=False).pause()
+def test_a_rank_that_is_awake_offers_its_core_after_every_poll(monkeypatch):
+    offers = []
+    monkeypatch.setattr(waiting.os, "sched_yield", lambda: offers.append(1))
+    patience = Patience(awake=True)
+    patience.pause()
+    patience.pause()
+    assert len(offers) == 2
+
+
+def test_otherwise_the_first_failed_poll_sleeps(clock):
+    Patience(awake=False).pause()
     assert [FIRST_SLEEP_S] == clock.sleeps
 
 
 def test_sleeps_double_up_to_the_longest_and_start_over_after_an_arrival(clock):
-    patience = Patience(core_each=False)
+    patience = Patience(awake=False)
     for _ in range(12):
         patience.pause()
     assert clock.sleeps[1] == 2 * clock.sleeps[0]
@@ -60,14 +72,14 @@ def test_sleeps_double_up_to_the_longest_and_start_over_after_an_arrival(clock):
 
 def test_wait_gives_up_after_its_timeout():
     begin = time.monotonic()
-    assert not wait(lambda: False, Patience(core_each=False), timeout_s=0.02)
+    assert not wait(lambda: False, Patience(awake=False), timeout_s=0.02)
     assert time.monotonic() - begin >= 0.02
     answers = iter([False, False, True])
-    assert wait(lambda: next(answers), Patience(core_each=True))
+    assert wait(lambda: next(answers), Patience(awake=True))
 
 
 def test_a_poll_that_took_long_is_taken_for_progress(clock):
-    patience = Patience(core_each=False)
+    patience = Patience(awake=False)
     for _ in range(3):
         patience.pause()
     num_sleeps = len(clock.sleeps)

@@ -22,6 +22,7 @@ from hpcnn.plan.machine import (
 TABLE = Link(
     alpha_s=1e-5,
     beta_s_per_byte=1e-9,
+    crossing=1.25,
     sizes=(4, 1000, 2000),
     copy_s=(1e-5, 2e-5, 6e-5),
     sum_s=(2e-5, 3e-5, 9e-5),
@@ -106,6 +107,7 @@ GOOD = to_toml(MACHINE)
         ("alpha_s = 1e-06", "latency = 1e-06", "unknown key 'node.latency'"),
         ("start_s = 2e-06", "bandwidth = 2e-06", "unknown key 'bandwidth'"),
         ("start_s = 2e-06", "start_s = -2e-06", "'start_s' .* positive"),
+        ("crossing = 1.25", "crossing = 0.5", "'network.crossing' .* at least 1"),
         ("6e-05", "-6e-05", "'network.copy_s' .* positive"),
         ("    6e-05,\n", "", "equally long"),
         ("    2000,\n", "    20,\n", "must ascend"),

@@ -89,6 +89,37 @@ def test_what_the_ranks_of_a_node_send_out_together_shares_its_link():
     assert 1e-9 + 1e-6 + 400e-10 == pytest.approx(price(ranks, TWO_LEVELS, (0, 0, 0, 0)))
 
 
+CROSSING = Machine(
+    start_s=1e-9, node=INNER, network=Link(alpha_s=ALPHA, beta_s_per_byte=BETA, crossing=1.5), gamma_s_per_byte=GAMMA
+)
+
+
+def test_bytes_count_more_where_the_ranks_of_a_node_exchange_with_different_nodes():
+    def swaps(partner: dict[int, int], size: int) -> list[Schedule]:
+        def step(rank: int) -> Step:
+            if rank not in partner:
+                return Step()
+            return Step((Transfer(partner[rank], 0, 100),), (Transfer(partner[rank], 100, 200),))
+
+        return [Schedule((step(rank),), 200) for rank in range(size)]
+
+    both = {0: 2, 2: 0, 1: 3, 3: 1}
+    assert 1e-9 + ALPHA + 800 * BETA == pytest.approx(price(swaps(both, 4), CROSSING, (0, 0, 1, 1)))
+    apart_again = {0: 2, 2: 0, 1: 4, 4: 1}
+    assert 1e-9 + ALPHA + 1200 * BETA == pytest.approx(price(swaps(apart_again, 6), CROSSING, (0, 0, 1, 1, 2, 2)))
+    one = {0: 2, 2: 0}
+    assert 1e-9 + ALPHA + 400 * BETA == pytest.approx(price(swaps(one, 4), CROSSING, (0, 0, 1, 1)))
+
+
+def test_bytes_count_more_where_one_rank_of_a_node_sends_and_another_receives():
+    def ring(rank: int) -> Schedule:
+        return schedules.allgather("ring", rank, 4, 400)
+
+    expected = 1e-9 + 3 * (ALPHA + 1.5 * 400 * BETA)
+    assert expected == pytest.approx(price(ring, CROSSING, (0, 0, 1, 1)))
+    assert 1e-9 + 3 * (ALPHA + 400 * BETA) == pytest.approx(price(ring, CROSSING, (0, 1, 2, 3)))
+
+
 def test_hierarchical_allreduce_costs_its_three_parts():
     size, inside = 8, 4
     count, n = 1 << 16, 4 << 16

@@ -87,17 +87,23 @@ def test_every_benchmark_document_section_exists() -> None:
         assert f"<!-- end: {name} -->" in text
 
 
-@pytest.mark.parametrize("script", ["bench_ddp", "bench_overlap"])
+@pytest.mark.parametrize(
+    ("script", "wrong", "message"),
+    [
+        ("bench_ddp", ["--steps", "2"], "steps (=2) must be more"),
+        ("bench_ddp", ["--exchange", "ring"], "'ring'"),
+        ("bench_overlap", ["--exchange", "ring"], "'ring'"),
+    ],
+)
 def test_what_cannot_be_measured_is_refused_in_one_line(
-    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: str, wrong: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = importlib.import_module(script)
-    for wrong, message in ((["--steps", "2"], "steps (=2) must be more"), (["--exchange", "ring"], "'ring'")):
-        monkeypatch.setattr(sys, "argv", [script, *wrong])
-        assert 2 == module.main()
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", [script, *wrong])
+    assert 2 == module.main()
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_a_missing_pytorch_is_told_before_anything_is_started(
@@ -110,21 +116,33 @@ def test_a_missing_pytorch_is_told_before_anything_is_started(
     assert "has no PyTorch. `pip install torch`, or give --no-ddp." in capsys.readouterr().err
 
 
-def test_hpcnn_trains_on_virtual_hosts_and_its_settled_steps_come_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_hpcnn_trains_on_virtual_hosts_and_its_settled_steps_come_back() -> None:
     reason = why_not()
     if reason:
         pytest.skip(f"no virtual hosts here: {reason}")
     if "PYTEST_XDIST_WORKER" in os.environ:
         pytest.skip("the machine is busy")
+    with Cluster(2, rate="1gbit", cpu=0.9, name=f"o{os.getpid()}") as cluster:
+        settings = training.exchange_settings("algorithm=ring")
+        steps = training.train_hpcnn(cluster, "lenet5", settings, steps=4, global_batch=8, limit_s=100)
+    assert [3, 4] == [step["step"] for step in steps]
+    assert all(step["bytes_sent"] > 4 * 61_000 for step in steps)  # half of 61,706 numbers there, half back
+
+
+def test_the_overlap_of_virtual_hosts_is_measured_and_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = why_not()
+    if reason:
+        pytest.skip(f"no virtual hosts here: {reason}")
     module = importlib.import_module("bench_overlap")
     out = tmp_path / "out.json"
-    argv = ["lenet5", "--hosts", "2", "--rate", "1gbit", "--cpu", "0.9", "--exchange", "algorithm=ring"]
-    argv += ["--global-batch", "8", "--steps", "4", "--rounds", "1", "--out", str(out)]
+    argv = ["lenet5", "--hosts", "2", "--rate", "100mbit", "--cpu", "0.9", "--exchange", "kind=sharded"]
+    argv += ["--global-batch", "8", "--steps", "2", "--repeats", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["bench_overlap", *argv])
     monkeypatch.setattr(module, "Cluster", lambda *args, **kind: Cluster(*args, **(kind | {"name": f"o{os.getpid()}"})))
     assert 0 == module.main()
-    steps = json.loads(out.read_text())["steps"]["1gbit"]["algorithm=ring"]
-    assert [3, 4] == [step["step"] for step in steps]
-    assert all(step["bytes_sent"] > 4 * 61_000 for step in steps)  # half of 61,706 numbers there, half back
+    found = json.loads(out.read_text())["results"]["100mbit"]["kind=sharded"]
+    assert pytest.approx(4 * 61_706, rel=1e-3) == found["num_bytes"]
+    assert found["comm_s"] > 8 * found["num_bytes"] / 100e6 * 0.9
+    assert "| kind=sharded |" in capsys.readouterr().out

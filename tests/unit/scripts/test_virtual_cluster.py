@@ -190,19 +190,20 @@ def test_every_host_has_a_name_an_address_and_a_shared_memory_of_its_own(
 
 
 TRANSFER = """
-import os, socket, sys, time
+import os, selectors, socket, sys, time
 senders, receiver, size = eval(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rank, where = int(os.environ["RANK"]), ("10.77.0.%d" % (receiver + 1), 5000)
 if rank == receiver:
     listener = socket.create_server(("", 5000))
     links = [listener.accept()[0] for _ in senders]
     begin = time.perf_counter()
+    ready = selectors.DefaultSelector()
     for link in links:
         link.sendall(b"g")
-    for link in links:
-        left = size
-        while left:
-            left -= len(link.recv(min(left, 1 << 16)))
+        ready.register(link, selectors.EVENT_READ)
+    left = size * len(links)
+    while left:
+        left -= sum(len(key.fileobj.recv(1 << 16)) for key, _ in ready.select())
     print(8e-6 * size * len(links) / (time.perf_counter() - begin))
 elif rank in senders:
     for attempt in range(500):
@@ -312,10 +313,10 @@ def test_what_somebody_else_made_under_our_name_is_left_alone(possible: None) ->
 
 def started(name: str, *options: str) -> subprocess.Popen[str]:
     """Return a `run` whose program is at work."""
-    command = [*SCRIPT, "run", "2", "--name", name, *options, "--", "sh", "-c", "hostname; sleep 600"]
+    command = [*SCRIPT, "run", "2", "--name", name, *options, "--", "sh", "-c", f"hostname; sleep 600 #{name}"]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
-    assert process.stdout.readline().startswith(name)
+    assert [f"{name}-0\n", f"{name}-1\n"] == sorted(process.stdout.readline() for _ in range(2))
     return process
 
 
@@ -326,6 +327,7 @@ def test_a_signal_takes_the_hosts_down(possible: None, number: signal.Signals) -
     process = started(f"{NAME}s")
     process.send_signal(number)
     assert 128 + number == process.wait(20)
+    assert not asleep(f"{NAME}s")
     assert not [line for line in ours() if f"{NAME}s" in line]
 
 
@@ -336,11 +338,22 @@ def test_hosts_of_a_killed_run_are_removed_by_the_next_one(possible: None) -> No
     process = started(name)
     process.kill()
     process.wait()
+    assert asleep(name)
     assert "left over from a run that was killed" in script("status", "--name", name).stderr
     result = script("run", "2", "--name", name, "--", "hostname")
     assert f"removing the hosts '{name}' that a killed run left" in result.stderr
     assert [f"{name}-0", f"{name}-1"] == sorted(result.stdout.split())
+    assert not asleep(name)
     assert not [line for line in ours() if name in line]
+
+
+def asleep(name: str) -> list[str]:
+    """Return the processes on hosts of this name that `started` left."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found += [process.name] if f"sleep 600 #{name}" in (process / "cmdline").read_text() else []
+    return found
 
 
 def launcher_here() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpcnn.analysis.profile_machine import ascending, classes_of, exchanges, fit_line
+from hpcnn.analysis.profile_links import ascending, classes_of, crossings, exchanges, fit_line
 from hpcnn.plan import schedules
 
 
@@ -40,6 +40,27 @@ def test_nodes_are_measured_inside_and_by_as_many_ranks_as_all_have_between_them
     assert {"node": [[0, 2], [1, 3]], "network": [[0, 1, 4]]} == classes_of((0, 1, 0, 1, 2))
     assert {"node": [[0, 1, 2], [3, 4]], "network": [[0, 3], [1, 4]]} == classes_of((5, 5, 5, 7, 7))
     assert {} == classes_of((0,))
+
+
+@pytest.mark.parametrize("lanes", [[[0, 2], [1, 3]], [[0, 3, 6], [1, 4, 7], [2, 5, 8]]], ids=str)
+def test_messages_cross_by_one_way_rings_and_by_lanes_at_different_distances(lanes):
+    size, count, steps = 10, 12, 4
+    kinds = list(zip(*(crossings(rank, lanes, count, steps) for rank in range(size)), strict=True))
+    assert (1 if len(lanes[0]) == 2 else 2) == len(kinds)
+    node = {rank: number for lane in lanes for number, rank in enumerate(lane)}
+    for ranks in kinds:
+        schedules.validate(ranks)
+        assert {steps} == {len(schedule.steps) for schedule in ranks}
+    for index in range(steps):
+        one_way = [schedule.steps[index] for schedule in kinds[0]]
+        assert set(lanes[-1]) == {rank for rank, step in enumerate(one_way) if step.sends}
+        assert set(lanes[0]) == {rank for rank, step in enumerate(one_way) if step.receives}
+        for step in one_way:
+            assert all(count == stop - start for _, start, stop in step.sends + step.receives)
+        for schedule_of in kinds[1:]:
+            to = {rank: node[schedule_of[rank].steps[index].sends[0].peer] for rank in node}
+            assert len({to[lane[0]] for lane in lanes}) > 1
+            assert all(to[rank] != node[rank] for rank in node)
 
 
 def test_a_line_is_found_again_whatever_the_span_of_its_points():
