@@ -139,6 +139,7 @@ def test_the_overlap_of_virtual_hosts_is_measured_and_reported(
     out = tmp_path / "out.json"
     argv = ["lenet5", "--hosts", "2", "--rate", "100mbit", "--cpu", "0.9", "--exchange", "kind=sharded"]
     argv += ["--global-batch", "8", "--steps", "2", "--repeats", "1", "--out", str(out)]
+    argv += ["--set", "data.image_shape=[28, 28, 1]"]
     monkeypatch.setattr(sys, "argv", ["bench_overlap", *argv])
     monkeypatch.setattr(module, "Cluster", lambda *args, **kind: Cluster(*args, **(kind | {"name": f"o{os.getpid()}"})))
     assert 0 == module.main()
