@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 from typing import TYPE_CHECKING
-
-from hpcnn.comm.wait import Patience
 
 if TYPE_CHECKING:
     from hpcnn.comm.engine import Engine
 
 IDLE_S = 0.5
 """How often an idle thread answers watchdogs of other ranks."""
+
+SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 500e-6, 1e-3
+"""Between two polls, also while messages arrive: the library has some under way all the time, and every poll takes the
+core, and Python's lock, from the computation."""
 
 
 class Background:
@@ -40,18 +43,16 @@ class Background:
         self._thread.join()
 
     def _work(self) -> None:
-        engine, patience = self._engine, Patience(awake=False)
+        engine, sleep_s = self._engine, SHORTEST_SLEEP_S
         while True:
             with self._wake:
                 if not self._closed and (engine.idle or engine.someone_waits):
                     self._wake.wait(IDLE_S)
-                    patience.reset()
                 if self._closed:
                     return
             if engine.someone_waits:
                 continue
-            if engine.poll():
-                patience.reset()
+            sleep_s = SHORTEST_SLEEP_S if engine.poll() else min(2 * sleep_s, LONGEST_SLEEP_S)
             engine.look_for_missing()  # also when idle: "I have joined that" helps others to find who has not
             if not engine.idle:
-                patience.pause()
+                time.sleep(sleep_s)

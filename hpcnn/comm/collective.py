@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hpcnn.comm.engine import Engine
 
 WINDOW = 2
-"""Segments of a step that may be on their way to this rank at once."""
+"""Messages of a step that may be on their way to, and from, each rank at once."""
 
 
 class Collective:
@@ -129,33 +129,45 @@ class OfLibrary(Collective):
 
 
 class _Cut(NamedTuple):
-    """A step of a schedule, cut into messages."""
+    """A step of a schedule, cut into messages; those from and to one rank lie together, in order."""
 
-    sends: Sequence[Transfer]
-    receives: Sequence[Transfer]
+    sends: tuple[tuple[Transfer, ...], ...]
+    receives: tuple[tuple[Transfer, ...], ...]
     sums: bool
     longest: int
-    """Elements of the longest message to receive."""
-    num_sent: int
+    """Elements of the longest message."""
 
 
-class _Arrival(NamedTuple):
-    """A message on its way here; it will lie in `slot` of the scratch memory unless it goes straight to its place."""
+class _Lane:
+    """The messages of one step to, or from, one rank: some on their way, the rest waiting."""
 
-    request: MPI.Request
-    peer: int
-    start: int
-    stop: int
-    slot: int
+    __slots__ = ("first_slot", "flying", "messages", "next")
+
+    def __init__(self, messages: tuple[Transfer, ...], first_slot: int) -> None:
+        self.messages = messages
+        self.next = 0
+        self.flying: deque[tuple[MPI.Request, int, int, int]] = deque()  # request, start, stop, slot
+        self.first_slot = first_slot
+
+    def slot(self) -> int:
+        """Return the place in scratch memory for the next message."""
+        return self.first_slot + self.next % WINDOW
+
+    def concerns(self, start: int, stop: int) -> bool:
+        """Return whether a message that has not left or arrived yet has elements of [start, stop)."""
+        return any(first < stop and start < last for _, first, last, _ in self.flying) or any(
+            message.start < stop and start < message.stop for message in self.messages[self.next :]
+        )
 
 
 class Scheduled(Collective):
     """A schedule on an array.
 
-    Messages that are to be added arrive in segments in scratch memory, so that adding one overlaps receiving the next;
-    those that are to be stored go straight to their place. With a narrow wire type both go through scratch memory.
-    What is sent is rounded in place; `round_result` rounds the rest in the end, where a rank that never sent its result
-    must hold the same bits as one that did.
+    Long messages travel in segments, few at a time, so that adding one overlaps receiving the next and what is more
+    urgent can pass: on some networks a message waits for all that was sent to the same rank before. What is to be added
+    arrives in scratch memory; what is to be stored goes straight to its place. With a narrow wire type both directions
+    go through scratch memory. What is sent is rounded in place; `round_result` rounds the rest in the end, where a rank
+    that never sent its result must hold the same bits as one that did.
     """
 
     def __init__(
@@ -180,11 +192,9 @@ class Scheduled(Collective):
         self._tag = tag
         self._steps = [self._cut(step.sends, step.receives, step.combine == "sum") for step in schedule.steps]
         self._next = 0
-        # Of the current step: messages not yet out; messages on their way here, in order; how many were asked for.
-        self._step = _Cut((), (), False, 0, 0)
-        self._sends: deque[tuple[MPI.Request, int, int]] = deque()
-        self._arriving: deque[_Arrival] = deque()
-        self._cursor = 0
+        self._step = _NOTHING
+        self._leaving: list[_Lane] = []
+        self._arriving: list[_Lane] = []
         self._incoming: np.ndarray | None = None
         self._outgoing: np.ndarray | None = None
 
@@ -192,7 +202,7 @@ class Scheduled(Collective):
         """Post the messages of the first step."""
         super().begin()
         self._next = 0
-        self._step = _Cut((), (), False, 0, 0)
+        self._step = _NOTHING
         self.advance()
 
     def advance(self) -> bool:
@@ -212,69 +222,90 @@ class Scheduled(Collective):
 
     def waiting_for(self) -> list[int]:
         """Return the peers of the messages that are next to come."""
-        return sorted({arrival.peer for arrival in self._arriving})
+        return sorted({lane.messages[0].peer for lane in self._arriving if lane.flying})
 
     def _cut(self, sends: tuple[Transfer, ...], receives: tuple[Transfer, ...], sums: bool) -> _Cut:
-        engine = self._engine
-        limit = (engine.segment_bytes if sums or self._narrow else engine.chunk_bytes) // self._message_size or 1
-        arrivals = _segments(receives, limit)
-        return _Cut(
-            _segments(sends, limit),
-            arrivals,
-            sums,
-            max((stop - start for _, start, stop in arrivals), default=0),
-            sum(stop - start for _, start, stop in sends),
-        )
+        limit = self._engine.segment_bytes // self._message_size or 1
+        away, home = _lanes(sends, limit), _lanes(receives, limit)
+        longest = max((stop - start for lane in (*away, *home) for _, start, stop in lane), default=0)
+        return _Cut(away, home, sums, longest)
 
     def _begin_step(self) -> None:
-        """Ask for the first segments of a step and send all of them."""
-        engine, step, size = self._engine, self._step, self._message_size
-        self._cursor = 0
-        if step.receives:
-            if step.sums or self._narrow:
-                self._incoming = engine.take_scratch(WINDOW * step.longest * size, self._incoming)
-            for slot in range(min(WINDOW, len(step.receives))):
-                self._receive(slot)
-        if not step.sends:
-            return
-        source, offset = self._array, None
-        if self._narrow:
-            self._outgoing = engine.take_scratch(step.num_sent * size, self._outgoing)
-            source, offset = self._outgoing, 0
-        for peer, start, stop in step.sends:
-            first, length = start * size, (stop - start) * size
-            if offset is not None:
-                first, offset = offset, offset + length
-                wire.pack(self._array[start:stop], source[first:offset], self._wire)
-            self._sends.append((engine.comm.Isend((source, length, first, engine.byte), peer, self._tag), start, stop))
+        """Ask for the first segments of a step and send its first ones."""
+        engine, step, window = self._engine, self._step, WINDOW * self._step.longest * self._message_size
+        self._leaving = [_Lane(messages, WINDOW * index) for index, messages in enumerate(step.sends)]
+        self._arriving = [_Lane(messages, WINDOW * index) for index, messages in enumerate(step.receives)]
+        if step.receives and (step.sums or self._narrow):
+            self._incoming = engine.take_scratch(window * len(step.receives), self._incoming)
+        if step.sends and self._narrow:
+            self._outgoing = engine.take_scratch(window * len(step.sends), self._outgoing)
+        for lane in self._arriving:
+            self._receive(lane)
+        for lane in self._leaving:
+            self._send(lane)
 
-    def _receive(self, slot: int) -> None:
-        """Ask for the step's next segment, if there is one."""
+    def _receive(self, lane: _Lane) -> None:
+        """Ask for as many of a rank's messages as may be on their way."""
         engine, step, size = self._engine, self._step, self._message_size
-        if self._cursor == len(step.receives):
-            return
-        peer, start, stop = step.receives[self._cursor]
-        self._cursor += 1
-        if step.sums or self._narrow:
-            message = (self._incoming, (stop - start) * size, slot * step.longest * size, engine.byte)
-        else:
-            message = (self._array, (stop - start) * size, start * size, engine.byte)
-        self._arriving.append(_Arrival(engine.comm.Irecv(message, peer, self._tag), peer, start, stop, slot))
+        while len(lane.flying) < WINDOW and lane.next < len(lane.messages):
+            peer, start, stop = lane.messages[lane.next]
+            slot = lane.slot()
+            if step.sums or self._narrow:
+                message = (self._incoming, (stop - start) * size, slot * step.longest * size, engine.byte)
+            else:
+                message = (self._array, (stop - start) * size, start * size, engine.byte)
+            lane.flying.append((engine.comm.Irecv(message, peer, self._tag), start, stop, slot))
+            lane.next += 1
+
+    def _send(self, lane: _Lane) -> None:
+        """Send as many of a rank's messages as may be on their way."""
+        engine, size = self._engine, self._message_size
+        while len(lane.flying) < WINDOW and lane.next < len(lane.messages):
+            peer, start, stop = lane.messages[lane.next]
+            slot, length = lane.slot(), (stop - start) * size
+            if self._narrow:
+                assert self._outgoing is not None
+                first = slot * self._step.longest * size
+                wire.pack(self._array[start:stop], self._outgoing[first : first + length], self._wire)
+                message = (self._outgoing, length, first, engine.byte)
+            else:
+                message = (self._array, length, start * size, engine.byte)
+            lane.flying.append((engine.comm.Isend(message, peer, self._tag), start, stop, slot))
+            lane.next += 1
 
     def _finish_step(self) -> bool:
-        """Store or add what has arrived; return whether nothing of the step is left."""
-        arriving = self._arriving
-        while arriving:
-            request, _, start, stop, slot = arriving[0]
-            # A sum must not change elements that are still being sent. (A request that has tested true stays true.)
-            if not request.Test() or (self._step.sums and not self._narrow and self._being_sent(start, stop)):
-                return False
-            arriving.popleft()
+        """Send, store and add what can be; return whether nothing of the step is left."""
+        left = False
+        for lane in self._leaving:
+            self._see_off(lane)
+        for lane in self._arriving:
+            flying = lane.flying
+            while flying:
+                request, start, stop, slot = flying[0]
+                # A sum must not change what is still to be sent. (A request that has tested true stays true.)
+                if not request.Test() or (self._step.sums and self._to_be_sent(start, stop)):
+                    left = True
+                    break
+                flying.popleft()
+                self.num_moved += 1
+                if self._step.sums or self._narrow:
+                    self._unpack(start, stop, slot)
+                self._receive(lane)
+        return not left and not any(lane.flying for lane in self._leaving)
+
+    def _see_off(self, lane: _Lane) -> None:
+        """Forget the messages of a lane that have left and send more."""
+        flying = lane.flying
+        while flying and flying[0][0].Test():
+            flying.popleft()
             self.num_moved += 1
-            if self._step.sums or self._narrow:
-                self._unpack(start, stop, slot)
-            self._receive(slot)
-        return not self._sends or not self._being_sent(0, self._array.size)
+            self._send(lane)
+
+    def _to_be_sent(self, start: int, stop: int) -> bool:
+        """Return whether elements of [start, stop) have not left yet."""
+        for lane in self._leaving:
+            self._see_off(lane)
+        return any(lane.concerns(start, stop) for lane in self._leaving)
 
     def _unpack(self, start: int, stop: int, slot: int) -> None:
         assert self._incoming is not None
@@ -283,30 +314,22 @@ class Scheduled(Collective):
         combine = wire.unpack_add if self._step.sums else wire.unpack_store
         combine(message, target, self._wire)
 
-    def _being_sent(self, start: int, stop: int) -> bool:
-        """Return whether a message out of [start, stop) has not left yet."""
-        sends = self._sends
-        while sends and sends[0][0].Test():
-            sends.popleft()
-            self.num_moved += 1
-        return bool(sends) and any(first < stop and start < last for _, first, last in sends)
-
     def _give_back(self) -> None:
         for scratch in (self._incoming, self._outgoing):
             if scratch is not None:
                 self._engine.give_scratch(scratch)
         self._incoming = self._outgoing = None
+        self._leaving, self._arriving = [], []
 
 
-def _segments(transfers: tuple[Transfer, ...], limit: int) -> Sequence[Transfer]:
-    """Return the transfers as messages of at most `limit` elements; both sides cut at the same places."""
-    for _, start, stop in transfers:
-        if stop - start > limit:
-            break
-    else:
-        return transfers  # nearly always
-    return [
-        Transfer(peer, first, min(first + limit, stop))
-        for peer, start, stop in transfers
-        for first in range(start, stop, limit)
-    ]
+_NOTHING = _Cut((), (), False, 0)
+
+
+def _lanes(transfers: tuple[Transfer, ...], limit: int) -> tuple[tuple[Transfer, ...], ...]:
+    """Return the messages to or from each rank, at most `limit` elements each; both sides cut at the same places."""
+    by_peer: dict[int, list[Transfer]] = {}
+    for peer, start, stop in transfers:
+        by_peer.setdefault(peer, []).extend(
+            Transfer(peer, first, min(first + limit, stop)) for first in range(start, stop, limit)
+        )
+    return tuple(map(tuple, by_peer.values()))

@@ -32,11 +32,9 @@ from hpcnn.timeline import OFF, Timeline
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SEGMENT_BYTES = 1 << 20
-"""Messages to be added are cut here. Shorter segments cost more waiting, longer ones scratch memory and overlap."""
-
-CHUNK_BYTES = 4 << 20
-"""Messages to be stored are cut here. Shorter ones let what is more urgent pass sooner."""
+SEGMENT_BYTES = int(__import__("os").environ.get("SEG", 1 << 20))
+"""Messages are cut here. Shorter segments cost more waiting, longer ones scratch memory, overlap and the time that a
+more urgent message waits for one that is already under way."""
 
 NUM_FIXED_TAGS = 1 << 14
 """Tags below are those of prepared collectives; the rest are drawn in turn for those that run once."""
@@ -58,8 +56,8 @@ class Engine:
     ----------
     comm : mpi4py.MPI.Intracomm
         The ranks.
-    segment_bytes, chunk_bytes : int
-        Longest message to be added and to be stored; equal on all ranks.
+    segment_bytes : int
+        Longest message; equal on all ranks.
 
     Attributes
     ----------
@@ -71,9 +69,7 @@ class Engine:
         Where runs and waits are recorded.
     """
 
-    def __init__(
-        self, comm: MPI.Intracomm, *, segment_bytes: int = SEGMENT_BYTES, chunk_bytes: int = CHUNK_BYTES
-    ) -> None:
+    def __init__(self, comm: MPI.Intracomm, *, segment_bytes: int = SEGMENT_BYTES) -> None:
         mpi = load()
         if comm.Is_inter():
             raise CommError(
@@ -83,7 +79,6 @@ class Engine:
         self.rank: int = self.comm.rank
         self.size: int = self.comm.size
         self.segment_bytes = segment_bytes
-        self.chunk_bytes = chunk_bytes
         self.nodes = node_map(self.comm)
         self.machine: Machine = DEFAULT
         self.timeline: Timeline = OFF

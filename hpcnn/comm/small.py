@@ -15,7 +15,7 @@ from hpcnn.plan.schedules import Schedule
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SMALL_BYTES = 16 << 10
+SMALL_BYTES = 64 << 10
 """Arrays up to here; their messages need not be cut."""
 
 
