@@ -20,7 +20,7 @@ from hpcnn.comm.background import Background
 from hpcnn.comm.collective import Collective, OfLibrary, Scheduled
 from hpcnn.comm.counters import Communication, Traffic
 from hpcnn.comm.library import load, node_map
-from hpcnn.comm.small import SMALL_BYTES, run_small, scratch_bytes
+from hpcnn.comm.small import SMALL_BYTES, SMALL_TYPES, run_small, scratch_bytes
 from hpcnn.comm.verdict import Waiting
 from hpcnn.comm.wait import Patience
 from hpcnn.comm.watchdog import Watchdog
@@ -32,7 +32,7 @@ from hpcnn.timeline import OFF, Timeline
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SEGMENT_BYTES = int(__import__("os").environ.get("SEG", 1 << 20))
+SEGMENT_BYTES = 1 << 20
 """Messages are cut here. Shorter segments cost more waiting, longer ones scratch memory, overlap and the time that a
 more urgent message waits for one that is already under way."""
 
@@ -183,7 +183,7 @@ class Engine:
         self._next_tag = tag + 1 if tag + 1 < self._num_tags else NUM_FIXED_TAGS
         self._num_runs += 1
         self._check(schedule, array)
-        if array.nbytes <= SMALL_BYTES and not self._active:
+        if array.nbytes <= SMALL_BYTES and array.dtype.char in SMALL_TYPES and not self._active:
             self._run_small(schedule, array, tag, label)
             return
         once = self._scheduled(schedule, array, tag, label=label, priority=URGENT)
@@ -195,9 +195,9 @@ class Engine:
         begin = time.perf_counter()
         self._small = (label, begin)
         self._patience.reset()
-        if self._small_scratch.nbytes < scratch_bytes(schedule, array.itemsize):
-            self._small_scratch = arrays.empty(scratch_bytes(schedule, array.itemsize), np.uint8)
         num_bytes = scratch_bytes(schedule, array.itemsize)
+        if self._small_scratch.nbytes < num_bytes:
+            self._small_scratch = arrays.empty(num_bytes, np.uint8)
         run_small(self.comm, schedule, array.reshape(-1), tag, self._small_scratch[:num_bytes], self._pause)
         self._small = None
         self.count(schedule.num_messages, schedule.num_elements_sent * array.itemsize)

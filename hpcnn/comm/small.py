@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SMALL_BYTES = 64 << 10
 """Arrays up to here; their messages need not be cut."""
 
+SMALL_TYPES = "fdilq"
+"""Types of elements, by NumPy's letters, that every MPI library knows."""
+
 
 def run_small(
     comm: MPI.Intracomm, schedule: Schedule, flat: np.ndarray, tag: int, scratch: np.ndarray, pause: Callable[[], None]

@@ -25,6 +25,8 @@ from virtual.shape import ClusterError, Shape, address, control_groups
 
 STATE = Path("/run/hpcnn-virtual-cluster")
 NAME = "virtual_cluster"
+# Where `ip` and `tc` lie, which a user's PATH may leave out.
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 SELF = [sys.executable, "-EsS", str(Path(__file__).resolve().parents[1] / f"{NAME}.py")]
 
 
