@@ -130,7 +130,7 @@ class ExchangeConfig:
     algorithm: Literal["auto", "butterfly", "halving-doubling", "ring", "pairwise", "hierarchical", "mpi"] = "auto"
     """How: hpcnn's schedules, the MPI library's own, or the cheapest by size on `machine`."""
     bucket_bytes: Positive = 4_000_000
-    """Gradients of consecutive layers travel together until so many bytes are reached."""
+    """Gradients of consecutive layers travel together until so many bytes, or an eighth of all, are reached."""
     overlap: bool = True
     """Carry messages on in the background while the rank computes."""
     wait: Literal["layer", "step"] = "layer"

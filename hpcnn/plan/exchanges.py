@@ -28,6 +28,9 @@ from hpcnn.spec import LinearSpec, ModelSpec
 
 KINDS = ("allreduce", "sharded", "factors")
 
+MIN_BUCKETS = 8
+SHORTEST_BUCKET_BYTES = 1 << 16
+
 UPDATE_BYTES = 20
 """Read and written for a parameter by SGD with momentum."""
 
@@ -61,12 +64,15 @@ def choose_buckets(
         "allreduce" or "sharded": for all layers. "factors": for fully connected layers, the others being sharded.
         "auto": whatever takes the least time to travel and update, bucket by bucket.
     bucket_bytes : int
-        See `make_buckets`.
+        See `make_buckets`. Small models get smaller buckets, an `MIN_BUCKETS`-th of their parameters but not below
+        `SHORTEST_BUCKET_BYTES`: what becomes complete only when backward ends has nothing to hide behind.
     ranks, global_batch : int
         P and N.
     machine, nodes
         What links cost, and the node of every rank.
     """
+    small = max(SHORTEST_BUCKET_BYTES, model.num_parameters * FLOAT_BYTES // MIN_BUCKETS)
+    bucket_bytes = min(bucket_bytes, small)
     linear = [layer for layer in model.layers if isinstance(layer, LinearSpec)]
     if kind == "factors":
         kinds = {layer.name: "sharded" for layer in model.layers} | {layer.name: "factors" for layer in linear}

@@ -131,3 +131,13 @@ def test_a_bucket_has_layers_of_one_kind():
 def test_on_one_rank_nothing_travels():
     for bucket in choose_buckets(ALEXNET, "auto", bucket_bytes=1, ranks=1, global_batch=8):
         assert () == bucket_loads(bucket, ALEXNET, "auto", 0, 1, 8)
+
+
+def test_small_models_get_smaller_buckets_so_that_their_gradients_travel_during_backward():
+    resnet = models.build("resnet20", (32, 32, 3), 10)
+    for bucket_bytes, fewest, most in ((4_000_000, 6, 8), (10_000, 12, 23)):
+        buckets = choose_buckets(resnet, "allreduce", bucket_bytes=bucket_bytes, ranks=4, global_batch=64)
+        assert fewest <= len(buckets) <= most
+    lenet = models.build("lenet5", (28, 28, 1), 10)
+    buckets = choose_buckets(lenet, "allreduce", bucket_bytes=4_000_000, ranks=4, global_batch=64)
+    assert all(4 * bucket.size >= 1 << 16 for bucket in buckets[:-1])
