@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 IDLE_S = 0.5
 """How often an idle thread answers watchdogs of other ranks."""
 
-SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 500e-6, 1e-3
+SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 500e-6, 2e-3
 """Between two polls, also while messages arrive: the library has some under way all the time, and every poll takes the
-core, and Python's lock, from the computation."""
+core, its caches and Python's lock from the computation."""
 
 
 class Background:

@@ -2,7 +2,7 @@
 
 A collective is prepared once and started every step. From then on it is carried on by polling: whoever waits for one
 polls them all; while nobody waits, a background thread does, with short sleeps (an MPI library moves large messages
-only inside calls to it). Nobody spins, for the computation wants the core.
+only inside calls to it). Who waits spins for a moment only, then sleeps: the computation of others wants the core.
 """
 
 from __future__ import annotations

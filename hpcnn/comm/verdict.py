@@ -135,9 +135,10 @@ def _absent(
     wait = "waits" if len(waiters) == 1 else "wait"
     have = "has" if len(culprits) == 1 else "have"
     were = "was" if len(culprits) == 1 else "were"
+    then = f" while others were{at}" if at else ""  # who waits may be a step ahead
     return (
         f"{name_ranks(culprits, hostnames)} {have} not joined '{longest.label}' for {longest.seconds:.0f} s, in which"
-        f" {name_ranks(waiters)} {wait}; the job is ended. Look for what {name_ranks(culprits)} {were} doing{at}."
+        f" {name_ranks(waiters)} {wait}; the job is ended. Look for what {name_ranks(culprits)} {were} doing{then}."
     )
 
 

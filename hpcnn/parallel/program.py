@@ -5,6 +5,7 @@ Legend: N samples of the global batch, n of this rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,14 @@ class Program:
             reduce_sum=self.sum_over_ranks if together else None,
         )
 
-    def train_step(self, images: Array, labels: Array, context: StepContext, update: Update) -> tuple[float, int]:
+    def train_step(
+        self,
+        images: Array,
+        labels: Array,
+        context: StepContext,
+        update: Update,
+        between: Callable[[float, int], None] = lambda loss, num_correct: None,
+    ) -> tuple[float, int]:
         """Run forward, loss and backward, while the exchange moves parameters by `update` (collective).
 
         Some may move only during the next step's forward; `exchange.settle` waits for all.
@@ -100,6 +108,8 @@ class Program:
         images : Array, shape (n, H, W, C)
             This rank's samples.
         labels : Array of int, shape (n,)
+        between : callable
+            Called with what will be returned, between forward and backward: no gradient is on its way yet.
 
         Returns
         -------
@@ -110,6 +120,7 @@ class Program:
         """
         logits, saved = self._forward(images, context)
         loss, num_correct, grad_logits = self._loss.forward(logits, labels, context.global_batch)
+        between(loss, num_correct)
         self.exchange.begin_backward(update)
         self._backward(grad_logits, saved, context)
         self.exchange.end_backward()

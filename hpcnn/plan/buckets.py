@@ -13,6 +13,7 @@ from math import prod
 from hpcnn.spec import LayerSpec
 
 FLOAT_BYTES = 4
+SHORTEST_BUCKET_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def make_buckets(
 ) -> tuple[Bucket, ...]:
     """Return the buckets in the order backward completes them, each closed once it holds `bucket_bytes` or more.
 
+    The last ones get smaller: a bucket is also closed once it holds half of what was left of the model, if that is
+    `SHORTEST_BUCKET_BYTES` or more. For what is complete only when backward ends has nothing to hide behind.
     Layers are never cut, so a bucket can be longer than `bucket_bytes` by one layer. A bucket has layers of one kind
     (those that `kinds` does not name are "allreduce"), one layer only where it is "factors".
     """
@@ -67,7 +70,8 @@ def make_buckets(
             kind = kinds.get(name, "allreduce")
         names.append(name)
         start -= size
-        if kind == "factors" or (stop - start) * FLOAT_BYTES >= bucket_bytes:
+        half_of_rest = max(stop * FLOAT_BYTES // 2, SHORTEST_BUCKET_BYTES)
+        if kind == "factors" or (stop - start) * FLOAT_BYTES >= min(bucket_bytes, half_of_rest):
             close()
     close()
     return tuple(buckets)

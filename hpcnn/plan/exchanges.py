@@ -21,7 +21,7 @@ from itertools import accumulate
 
 from hpcnn import geometry
 from hpcnn.plan import choice, schedules
-from hpcnn.plan.buckets import FLOAT_BYTES, Bucket, make_buckets
+from hpcnn.plan.buckets import FLOAT_BYTES, SHORTEST_BUCKET_BYTES, Bucket, make_buckets
 from hpcnn.plan.machine import DEFAULT, Machine
 from hpcnn.plan.schedules import Schedule
 from hpcnn.spec import LinearSpec, ModelSpec
@@ -29,7 +29,6 @@ from hpcnn.spec import LinearSpec, ModelSpec
 KINDS = ("allreduce", "sharded", "factors")
 
 MIN_BUCKETS = 8
-SHORTEST_BUCKET_BYTES = 1 << 16
 
 UPDATE_BYTES = 20
 """Read and written for a parameter by SGD with momentum."""
@@ -65,7 +64,7 @@ def choose_buckets(
         "auto": whatever takes the least time to travel and update, bucket by bucket.
     bucket_bytes : int
         See `make_buckets`. Small models get smaller buckets, an `MIN_BUCKETS`-th of their parameters but not below
-        `SHORTEST_BUCKET_BYTES`: what becomes complete only when backward ends has nothing to hide behind.
+        `SHORTEST_BUCKET_BYTES`.
     ranks, global_batch : int
         P and N.
     machine, nodes

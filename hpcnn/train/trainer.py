@@ -17,6 +17,8 @@ from typing import TextIO
 import numpy as np
 
 from hpcnn import config as configuration
+from hpcnn.comm.engine import URGENT
+from hpcnn.comm.persistent import prepare_allreduce
 from hpcnn.data.loader import Batch, Loader
 from hpcnn.errors import CheckpointError, ConfigError, HpcnnError, NumericsError
 from hpcnn.ops import squared_norm
@@ -97,6 +99,10 @@ class Trainer:
         self.timeline = Timeline(num_steps=self.config.log.trace_steps)
         self.program.timeline = self.world.engine.timeline = self.timeline
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
+        self._totals = np.zeros(4)  # of a step: loss, correct answers, requests to stop, failed loaders
+        self._sum_totals = prepare_allreduce(
+            self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
+        )
         self.rate = learning_rate.build(
             self.config.train, steps_per_epoch=parts.steps_per_epoch, total_steps=parts.total_steps
         )
@@ -225,12 +231,17 @@ class Trainer:
         context = program.context(
             training=True, seed=train.seed, step=self.step, samples=batch.samples, global_batch=train.global_batch
         )
-        update = self._update()
-        loss, num_correct = program.train_step(batch.images, batch.labels, context, update)
-        if self.step + 1 < self.parts.total_steps:
-            feed.fetch()
-        totals = np.array([loss, num_correct, request.requested, feed.error is not None], np.float64)
-        program.sum_over_ranks(totals)
+        update, totals = self._update(), self._totals
+
+        def between(loss: float, num_correct: int) -> None:
+            """Fetch the next batch, and have the ranks' totals travel ahead of all gradients."""
+            if self.step + 1 < self.parts.total_steps:
+                feed.fetch()
+            totals[:] = loss, num_correct, request.requested, feed.error is not None
+            self._sum_totals.start()
+
+        program.train_step(batch.images, batch.labels, context, update, between)
+        self._sum_totals.wait()
         self._check(totals, feed)
         self.step += 1
         if self._metrics is not None:

@@ -21,12 +21,14 @@ from typing import Any
 from virtual import kernel
 from virtual.kernel import NETNS, run
 from virtual.launch import end, environment, find_launcher
-from virtual.shape import ClusterError, Shape, address, control_groups
+from virtual.shape import NETWORK, ClusterError, Shape, address, control_groups
 
 STATE = Path("/run/hpcnn-virtual-cluster")
 NAME = "virtual_cluster"
 # Where `ip` and `tc` lie, which a user's PATH may leave out.
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+# What paces its sends by delays that it measures (bbr) misreads a shaper behind a link that is otherwise instantaneous.
+TCP = "reno"
 SELF = [sys.executable, "-EsS", str(Path(__file__).resolve().parents[1] / f"{NAME}.py")]
 
 
@@ -170,11 +172,12 @@ class Cluster:
             run(f"ip netns add {space}")
             run(f"ip -n {space} link set lo up")
             run(f"ip -n {space} link add eth0 type veth peer name port{host} netns {switch}")
-            run(f"ip -n {space} addr add {address(host)}/16 dev eth0")
+            run(f"ip -n {space} addr add {address(host)}/16 noprefixroute dev eth0")
             run(f"ip -n {switch} link set port{host} master switch")
             for namespace, device in ((space, "eth0"), (switch, f"port{host}")):
                 self._shape_link(namespace, device)
                 run(f"ip -n {namespace} link set {device} up addrgenmode none")
+            run(f"ip -n {space} route replace {NETWORK} dev eth0 src {address(host)} congctl {TCP}")
         self._make_groups()
 
     def _shape_link(self, namespace: str, device: str) -> None:

@@ -18,6 +18,8 @@ CPU_PERIOD_US, LEAST_QUOTA_US = 20_000, 1_000
 # timer comes late, and is little beside any message worth timing. Offloaded segments must fit in.
 BUCKET_S, LEAST_BUCKET_BYTES, QUEUE_MS = 1e-3, 16_000, 200
 
+NETWORK = "10.77.0.0/16"
+
 # A file of a control group and what to write into it; a "?" after the name of one that not every kernel has.
 Limits = list[tuple[str, str]]
 

@@ -24,7 +24,7 @@ def test_a_rank_that_tells_nothing_is_named_with_its_host_and_those_who_wait():
     reports = {rank: report([4, 3], 0) for rank in (0, 1, 3)}
     assert (
         "rank 2 (host n02) has not joined 'sum of conv4' for 65 s, in which ranks 0, 1, 3 wait; the job is ended."
-        " Look for what rank 2 was doing at step 17."
+        " Look for what rank 2 was doing while others were at step 17."
     ) == conclude(0, reports, HOSTS[:4], "step 17")
 
 

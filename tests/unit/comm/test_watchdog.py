@@ -218,5 +218,5 @@ def test_what_the_job_was_at_is_told():
     team.ranks[0].watchdog.doing = "step 17"
     team.ranks[0].join(0)
     team.run(10)
-    assert team.ended[0][1].endswith("Look for what rank 1 was doing at step 17.")
+    assert team.ended[0][1].endswith("Look for what rank 1 was doing while others were at step 17.")
     assert team.now < 4.5  # the grace is not longer than the timeout

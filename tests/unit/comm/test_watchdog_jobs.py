@@ -146,7 +146,7 @@ def the_line(result: Result) -> str:
 def test_a_rank_that_hangs_in_its_computation_is_named(jobs, name, culprit, waiters):
     assert re.fullmatch(
         rf"hpcnn: error: rank {culprit} \(host H\) has not joined 'sum of conv4 .. conv5' for \d s, in which {waiters};"
-        rf" the job is ended. Look for what rank {culprit} was doing at step 3.",
+        rf" the job is ended. Look for what rank {culprit} was doing while others were at step 3.",
         the_line(jobs[name].result()),
     )
 

@@ -23,12 +23,22 @@ def test_buckets_cover_every_parameter_once_from_the_last_layer_down(name: str, 
     assert named == [layer.name for layer in reversed(spec.layers) if layer.parameters]
 
 
-def test_all_buckets_but_the_last_reach_the_asked_size_and_none_could_close_a_layer_earlier() -> None:
+def test_a_bucket_closes_with_the_layer_that_fills_it_or_takes_half_of_what_was_left() -> None:
     spec = models.build("resnet20", (32, 32, 3), 10)
     sizes = {layer.name: layer.num_parameters for layer in spec.layers}
-    for bucket in make_buckets(spec.layers, 50_000)[:-1]:
-        assert bucket.size * FLOAT_BYTES >= 50_000
-        assert (bucket.size - sizes[bucket.layers[-1]]) * FLOAT_BYTES < 50_000
+    buckets = make_buckets(spec.layers, 300_000)
+    for bucket in buckets[:-1]:
+        full = min(300_000, max(bucket.stop * FLOAT_BYTES / 2, 65_536))
+        assert bucket.size * FLOAT_BYTES >= full
+        assert (bucket.size - sizes[bucket.layers[-1]]) * FLOAT_BYTES < full
+    assert [round(bucket.size * FLOAT_BYTES / 1e3) for bucket in buckets] == [447, 370, 148, 74, 39]
+
+
+def test_what_backward_completes_last_is_short() -> None:
+    layers = models.build("vgg16-32", (32, 32, 3), 10).layers
+    sizes = [bucket.size * FLOAT_BYTES for bucket in make_buckets(layers, 4_000_000)]
+    assert sizes[-1] < 65_536
+    assert all(second < 0.6 * first for first, second in pairwise(sizes[-5:]))
 
 
 def test_a_model_without_parameters_has_no_buckets() -> None:

@@ -135,7 +135,7 @@ def test_on_one_rank_nothing_travels():
 
 def test_small_models_get_smaller_buckets_so_that_their_gradients_travel_during_backward():
     resnet = models.build("resnet20", (32, 32, 3), 10)
-    for bucket_bytes, fewest, most in ((4_000_000, 6, 8), (10_000, 12, 23)):
+    for bucket_bytes, fewest, most in ((4_000_000, 6, 9), (10_000, 12, 23)):
         buckets = choose_buckets(resnet, "allreduce", bucket_bytes=bucket_bytes, ranks=4, global_batch=64)
         assert fewest <= len(buckets) <= most
     lenet = models.build("lenet5", (28, 28, 1), 10)
