@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from hpcnn.arrays import Padding, Pair, Shape
 from hpcnn.errors import ShapeError
-from hpcnn.geometry import NO_PADDING, output_size
+from hpcnn.geometry import NO_PADDING, Block, output_size
 
 Activation: TypeAlias = Literal["relu", "leaky_relu"]
 INPUT = "input"
@@ -234,6 +234,17 @@ class ShortcutSpec(LayerSpec):
     def output_shape(self) -> Shape:  # noqa: D102
         rows, columns = output_size((self.input_shape[0], self.input_shape[1]), (1, 1), self.stride)
         return rows, columns, self.out_channels
+
+
+class Part(NamedTuple):
+    """What of a layer one rank has.
+
+    `spec` is the layer as this rank computes it: with the padding of its tile, and no more filters or output features
+    than `channels`, a stretch of the whole layer's.
+    """
+
+    spec: LayerSpec
+    channels: Block
 
 
 @dataclass(frozen=True, kw_only=True)

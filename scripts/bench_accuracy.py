@@ -20,7 +20,7 @@ import time
 from hpcnn import config as configuration
 from hpcnn.analysis.torch_twin import TorchTwin
 from hpcnn.data import DataSet, open_data
-from hpcnn.data.loader import Loader, evaluation_batches
+from hpcnn.data.loader import Loader, Part, evaluation_batches
 from hpcnn.data.sampler import steps_per_epoch
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
@@ -49,7 +49,8 @@ def main() -> None:
         total = train.epochs * per_epoch
         rate = learning_rate.build(train, steps_per_epoch=per_epoch, total_steps=total)
         begin, losses = time.perf_counter(), 0.0
-        settings = {"global_batch": train.global_batch, "seed": train.seed, "rank": 0, "size": 1}
+        settings = {"global_batch": train.global_batch, "seed": train.seed}
+        settings["part"] = Part.whole(train.global_batch, data.image_shape)
         with Loader(data, config.data, first_step=0, num_steps=total, **settings) as loader:
             for step, batch in enumerate(loader):
                 losses += twin.step(batch.images, batch.labels, rate.rate(step), label_smoothing=train.label_smoothing)
@@ -67,7 +68,8 @@ def main() -> None:
 def measure(twin: TorchTwin, test: DataSet) -> float:
     """Return the share of test images whose class the twin finds."""
     correct = sum(
-        int((twin.forward(b.images).argmax(1) == b.labels).sum()) for b in evaluation_batches(test, 500, 0, 1)
+        int((twin.forward(b.images).argmax(1) == b.labels).sum())
+        for b in evaluation_batches(test, 500, lambda count: Part.whole(count, test.image_shape))
     )
     return correct / len(test)
 

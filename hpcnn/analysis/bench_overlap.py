@@ -121,7 +121,7 @@ class _Loop:
             training=True,
             seed=config.train.seed,
             step=0,
-            samples=np.arange(share.start, share.stop),
+            samples=np.arange(config.train.global_batch),
             global_batch=config.train.global_batch,
         )
 

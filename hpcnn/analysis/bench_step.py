@@ -99,7 +99,7 @@ class OwnStep:
             training=True,
             seed=self.recipe.seed,
             step=step,
-            samples=np.arange(share.start, share.stop),
+            samples=np.arange(len(self.images)),
             global_batch=len(self.images),
         )
         update = TimedUpdate(self._optimizer, step)

@@ -67,4 +67,5 @@ def _load(path: Path) -> checkpoints.Checkpoint:
 def _for_evaluation(config: Config, ranks: int) -> Config:
     """Return the configuration with a batch of at least one image a rank: a test has no batch size to be true to."""
     batch = max(config.train.global_batch, ranks)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch=batch))
+    train, plan = dataclasses.replace(config.train, global_batch=batch), dataclasses.replace(config.plan, preset="data")
+    return dataclasses.replace(config, train=train, plan=plan)

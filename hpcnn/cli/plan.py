@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _describe(model: ModelSpec, plan: planner.Plan, config: configuration.Config, machine: Machine) -> str:
     layers = costs.layer_costs(model, plan)
-    share = plan.input_layout.samples(0, plan.global_batch).size
+    share = plan.place(model, plan.global_batch).images[0][0].size
     buckets = choose_buckets(
         model,
         config.exchange.kind,
@@ -58,6 +58,7 @@ def _describe(model: ModelSpec, plan: planner.Plan, config: configuration.Config
         ranks=plan.ranks,
         global_batch=plan.global_batch,
         machine=machine,
+        plan=plan,
     )
     head = (
         f"{model.name}: {quantity(model.num_parameters)} parameters,"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from bisect import insort
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -150,9 +150,13 @@ class Engine:
         label: str = "",
         priority: int = 0,
         traffic: Traffic = Traffic(),  # noqa: B008 - frozen
+        ranks: Sequence[int] | None = None,
     ) -> Collective:
-        """Return a collective that starts by `begin`, on a communicator of its own, and ends by `end` (collective)."""
-        own = self.comm.Dup()
+        """Return a collective that starts by `begin`, on a communicator of its own, and ends by `end` (collective).
+
+        The communicator has `ranks`, or all; every rank must be in one such group.
+        """
+        own = cast("MPI.Intracomm", self.comm.Split(0 if ranks is None else min(ranks), self.rank))
         return self._keep(OfLibrary(self, lambda: begin(own), end, label, priority, traffic))
 
     def _keep(self, collective: Collective) -> Collective:

@@ -8,6 +8,7 @@ collectives in the same order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,8 @@ from hpcnn.comm.library import load
 from hpcnn.comm.wire import wire_itemsize
 from hpcnn.errors import CommError
 from hpcnn.plan import choice, schedules
+from hpcnn.plan.schedules import Schedule
+from hpcnn.plan.schedules.schedule import mapped
 
 
 def prepare_allreduce(
@@ -29,6 +32,7 @@ def prepare_allreduce(
     label: str = "",
     priority: int = 0,
     wire: str = "fp32",
+    ranks: Sequence[int] | None = None,
 ) -> Collective:
     """Return the all-reduce of a flat array.
 
@@ -42,6 +46,8 @@ def prepare_allreduce(
         "auto", "butterfly", "halving-doubling", "ring", "hierarchical" or "mpi".
     label, priority, wire
         See `Engine.prepare`.
+    ranks : sequence of int, optional
+        Who takes part, this rank among them; left out, all. Every rank must be in one such group.
 
     Raises
     ------
@@ -58,17 +64,19 @@ def prepare_allreduce(
             label=label,
             priority=priority,
             traffic=Traffic(1, array.nbytes),
+            ranks=ranks,
         )
+    rank, size, nodes = _within(engine, ranks)
     if algorithm == "auto":
         algorithm = choice.allreduce_algorithm(
             array.nbytes,
-            engine.size,
+            size,
             engine.machine,
-            engine.nodes,
+            nodes,
             itemsize=array.itemsize,
             wire_bytes=wire_itemsize(wire, array.dtype),
         )
-    schedule = schedules.allreduce(algorithm, engine.rank, engine.size, array.size, nodes=engine.nodes)
+    schedule = among(schedules.allreduce(algorithm, rank, size, array.size, nodes=nodes), ranks)
     return engine.prepare(schedule, array, label=label, priority=priority, wire=wire, round_result=True)
 
 
@@ -81,16 +89,18 @@ def prepare_reduce_scatter(
     label: str = "",
     priority: int = 0,
     wire: str = "fp32",
+    ranks: Sequence[int] | None = None,
 ) -> Collective:
     """Return the reduce-scatter after which rank r holds the sum of [boundaries[r], boundaries[r + 1]).
 
     Other parameters and errors are those of `prepare_allreduce`; algorithms: "auto", "butterfly", "ring", "pairwise",
     "hierarchical", "mpi".
     """
+    rank, size, nodes = _within(engine, ranks)
     if algorithm == "mpi":
         _refuse_narrow(wire)
         sizes = [stop - start for start, stop in pairwise(boundaries)]
-        mine = array[boundaries[engine.rank] : boundaries[engine.rank + 1]]
+        mine = array[boundaries[rank] : boundaries[rank + 1]]
         result = np.empty_like(mine)
         return engine.prepare_of_library(
             lambda comm: comm.Ireduce_scatter(array, result, sizes),
@@ -98,9 +108,10 @@ def prepare_reduce_scatter(
             label=label,
             priority=priority,
             traffic=Traffic(1, array.nbytes),
+            ranks=ranks,
         )
-    algorithm = _block_algorithm(engine, algorithm, "reduce_scatter", array, wire)
-    schedule = schedules.reduce_scatter(algorithm, engine.rank, engine.size, array.size, boundaries, nodes=engine.nodes)
+    algorithm = _block_algorithm(engine, algorithm, "reduce_scatter", array, wire, size, nodes)
+    schedule = among(schedules.reduce_scatter(algorithm, rank, size, array.size, boundaries, nodes=nodes), ranks)
     return engine.prepare(schedule, array, label=label, priority=priority, wire=wire)
 
 
@@ -113,11 +124,13 @@ def prepare_allgather(
     label: str = "",
     priority: int = 0,
     wire: str = "fp32",
+    ranks: Sequence[int] | None = None,
 ) -> Collective:
     """Return the all-gather that starts with [boundaries[r], boundaries[r + 1]) on rank r and completes the array.
 
     Parameters and errors are those of `prepare_reduce_scatter`.
     """
+    rank, size, nodes = _within(engine, ranks)
     if algorithm == "mpi":
         _refuse_narrow(wire)
         mpi = load()
@@ -127,10 +140,11 @@ def prepare_allgather(
             lambda comm: comm.Iallgatherv(mpi.IN_PLACE, whole),
             label=label,
             priority=priority,
-            traffic=Traffic(1, sizes[engine.rank] * array.itemsize),
+            traffic=Traffic(1, sizes[rank] * array.itemsize),
+            ranks=ranks,
         )
-    algorithm = _block_algorithm(engine, algorithm, "allgather", array, wire)
-    schedule = schedules.allgather(algorithm, engine.rank, engine.size, array.size, boundaries, nodes=engine.nodes)
+    algorithm = _block_algorithm(engine, algorithm, "allgather", array, wire, size, nodes)
+    schedule = among(schedules.allgather(algorithm, rank, size, array.size, boundaries, nodes=nodes), ranks)
     return engine.prepare(schedule, array, label=label, priority=priority, wire=wire)
 
 
@@ -151,16 +165,30 @@ def prepare_alltoall(
     return engine.prepare(schedule, work, label=label, priority=priority, wire=wire)
 
 
-def _block_algorithm(engine: Engine, algorithm: str, kind: str, array: np.ndarray, wire: str) -> str:
+def among(schedule: Schedule, ranks: Sequence[int] | None) -> Schedule:
+    """Return a schedule written for ranks 0, 1, ... as one of `ranks`."""
+    return schedule if ranks is None else replace(schedule, steps=mapped(schedule.steps, ranks))
+
+
+def _within(engine: Engine, ranks: Sequence[int] | None) -> tuple[int, int, tuple[int, ...]]:
+    """Return this rank's number among `ranks`, how many they are, and their nodes."""
+    if ranks is None:
+        return engine.rank, engine.size, engine.nodes
+    return list(ranks).index(engine.rank), len(ranks), tuple(engine.nodes[rank] for rank in ranks)
+
+
+def _block_algorithm(
+    engine: Engine, algorithm: str, kind: str, array: np.ndarray, wire: str, size: int, nodes: tuple[int, ...]
+) -> str:
     if algorithm == "halving-doubling":
         return "butterfly"
     if algorithm != "auto":
         return algorithm
     return choice.block_algorithm(
         array.nbytes,
-        engine.size,
+        size,
         engine.machine,
-        engine.nodes,
+        nodes,
         kind=kind,
         itemsize=array.itemsize,
         wire_bytes=wire_itemsize(wire, array.dtype),

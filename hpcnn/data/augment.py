@@ -56,7 +56,7 @@ def normalise(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarr
     scale = np.tile((1.0 / (255.0 * np.asarray(std, np.float64))).astype(np.float32), W)
     shift = np.tile((np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32), W)
     source, target = images.reshape(n * H, W * C), result.reshape(n * H, W * C)
-    at_once = max(1, CACHED_BYTES // (4 * W * C))
+    at_once = max(1, CACHED_BYTES // max(1, 4 * W * C))
     for start in range(0, n * H, at_once):
         block = target[start : start + at_once]
         block[...] = source[start : start + at_once]

@@ -35,6 +35,9 @@ class DataSet(Protocol):
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return images, uint8 (n, H, W, C), and labels, int64 (n,), in the order of `indices`; raises DataError."""
 
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        """Return labels, int64 (n,), without reading images."""
+
     def fingerprint(self) -> str:
         """Return a short hash that names the set, equal wherever and whenever it is opened."""
 
@@ -90,6 +93,10 @@ class MemoryDataSet(InMemory):
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `DataSet.read`."""
         return self.images[indices], self.labels[indices]
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        """See `DataSet.labels_of`."""
+        return self.labels[indices]
 
     def fingerprint(self) -> str:
         """See `DataSet.fingerprint`."""

@@ -101,6 +101,10 @@ class Hdf5DataSet:
             self._read_run(rows[starts[run] : stops[run]], int(indices[starts[run]]))
         return images, self.labels[indices]
 
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        """See `DataSet.labels_of`."""
+        return self.labels[indices]
+
     def fingerprint(self) -> str:
         """See `DataSet.fingerprint`."""
         return fingerprint((len(self), *self.image_shape), self.labels, self.class_names)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from hpcnn.arrays import Shape
 from hpcnn.config import DataConfig
 from hpcnn.data.augment import Augmentation, normalise
 from hpcnn.data.dataset import DataSet
 from hpcnn.data.prefetch import Prefetcher
 from hpcnn.data.sampler import epoch_order, steps_per_epoch
-from hpcnn.errors import DataError
-from hpcnn.geometry import split
+from hpcnn.geometry import Block
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,26 @@ class Batch:
     """One rank's part of a global batch."""
 
     images: np.ndarray
-    """float32 (n, H, W, C), normalised."""
+    """float32 (n, h, w, C), normalised: this rank's samples, rows and columns."""
     labels: np.ndarray
-    """int64 (n,)."""
+    """int64 (m,): of the samples whose loss this rank computes."""
     samples: np.ndarray
-    """int64 (n,): index of each image in its data set."""
+    """int64 (N,): index of each image of the whole batch in its data set."""
+
+
+class Part(NamedTuple):
+    """What of a global batch one rank reads: images by positions, rows and columns, and labels by positions."""
+
+    samples: Block
+    rows: Block
+    columns: Block
+    labels: Block
+
+    @classmethod
+    def whole(cls, num_samples: int, image_shape: Shape) -> Part:
+        """Return all of a batch."""
+        samples, rows, columns = (Block(0, size) for size in (num_samples, *image_shape[:2]))
+        return cls(samples, rows, columns, samples)
 
 
 class Loader:
@@ -40,15 +56,15 @@ class Loader:
         Read by the loader's thread only, while it runs.
     config : DataConfig
         Augmentation, shuffling and how many batches to prepare ahead.
-    rank, size : int
-        Which part.
+    part : Part
+        What this rank needs of each batch.
     first_step, num_steps : int
         Steps to serve.
 
     Raises
     ------
     DataError
-        If the global batch is larger than the data set, or smaller than the number of ranks.
+        If the global batch is larger than the data set.
     """
 
     def __init__(
@@ -58,22 +74,16 @@ class Loader:
         *,
         global_batch: int,
         seed: int,
-        rank: int,
-        size: int,
+        part: Part,
         first_step: int,
         num_steps: int,
     ) -> None:
-        if global_batch < size:
-            raise DataError(
-                f"data: train.global_batch (={global_batch}) is smaller than the number of ranks (={size}); each needs"
-                " at least one sample. Use a larger batch or fewer ranks."
-            )
         self._data = data
         self._block = config.shuffle_block
         self._seed = seed
         self._augmentation = Augmentation(seed, config.crop_padding, config.flip)
         self._global_batch = global_batch
-        self._part = split(global_batch, size, rank)
+        self._part = part
         self._per_epoch = steps_per_epoch(len(data), global_batch)
         self._order = (-1, np.empty(0, np.int64))
         batches = map(self.load, range(first_step, first_step + num_steps))
@@ -89,10 +99,8 @@ class Loader:
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self._data), self._seed, epoch, self._block))
         start = number * self._global_batch
-        samples = self._order[1][start + self._part.start : start + self._part.stop]
-        images, labels = self._data.read(samples)
-        images = self._augmentation.apply(images, samples, epoch)
-        return Batch(normalise(images, self._data.mean, self._data.std), labels, samples)
+        samples = self._order[1][start : start + self._global_batch]
+        return _read(self._data, samples, self._part, lambda images, own: self._augmentation.apply(images, own, epoch))
 
     def close(self) -> None:
         """Stop the thread; the data set may be closed afterwards."""
@@ -106,10 +114,21 @@ class Loader:
         self.close()
 
 
-def evaluation_batches(data: DataSet, batch: int, rank: int, size: int) -> Iterator[Batch]:
-    """Yield this rank's contiguous part of a data set in order, `batch` images at a time, or nothing."""
-    part = split(len(data), size, rank)
-    for start in range(part.start, part.stop, batch):
-        samples = np.arange(start, min(start + batch, part.stop))
-        images, labels = data.read(samples)
-        yield Batch(normalise(images, data.mean, data.std), labels, samples)
+def evaluation_batches(data: DataSet, batch: int, part: Callable[[int], Part]) -> Iterator[Batch]:
+    """Yield a data set in order, `batch` images at a time over all ranks; `part` tells what of N images to read."""
+    for start in range(0, len(data), batch):
+        samples = np.arange(start, min(start + batch, len(data)))
+        yield _read(data, samples, part(len(samples)), lambda images, own: images)
+
+
+def _read(
+    data: DataSet, samples: np.ndarray, part: Part, augment: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Batch:
+    """Return a rank's part of the batch of `samples`."""
+    own = samples[slice(*part.samples)]
+    whole = np.empty((0, *data.image_shape), np.uint8)
+    if len(own):
+        whole = augment(data.read(own)[0], own)
+    images = whole[:, slice(*part.rows), slice(*part.columns)]
+    labels = data.labels_of(samples[slice(*part.labels)])
+    return Batch(normalise(images, data.mean, data.std), labels, samples)

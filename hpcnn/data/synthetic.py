@@ -53,6 +53,10 @@ class SyntheticDataSet(InMemory):
             image += self._pattern(label)
         return images, labels
 
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        """See `DataSet.labels_of`."""
+        return self._labels[indices]
+
     def fingerprint(self) -> str:
         """See `DataSet.fingerprint`."""
         return fingerprint((len(self), *self.image_shape), self._labels, self.class_names)

@@ -41,6 +41,11 @@ class BatchNorm(Layer[BatchNormSpec]):
             running = (self.statistics["running_mean"], self.statistics["running_var"])
             return self._normalise(x, running)[0], None
         count = prod(x.shape[:-1])
+        if count == 0:
+            if context.reduce_sum is not None:
+                nothing = np.zeros(self.spec.input_shape[-1])
+                self._track(*_combine(nothing, nothing, 0, context.reduce_sum))
+            return x, None
         statistics = None
         if context.reduce_sum is not None:
             mean, var, count = _combine(*ops.batchnorm_statistics(x), count, context.reduce_sum)
@@ -51,6 +56,12 @@ class BatchNorm(Layer[BatchNormSpec]):
 
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient of the input; overwrite the gradients of gamma and beta (this block's own sums)."""
+        if saved is None:  # no positions here
+            for parameter in self.parameters.values():
+                parameter.grad[...] = 0
+            if context.reduce_sum is not None:
+                context.reduce_sum(np.zeros((2, self.spec.input_shape[-1])))
+            return (error,)
         x, mean, var, mask, count = saved
         grad_input, _, _ = ops.batchnorm_backward(
             error,

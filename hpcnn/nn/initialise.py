@@ -17,24 +17,40 @@ He, Zhang, Ren, Sun, "Delving deep into rectifiers", arXiv:1502.01852.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hpcnn import rng
 from hpcnn.arrays import Array
+from hpcnn.geometry import Block
 from hpcnn.nn.parameter import ParameterSet, assign
 from hpcnn.ops import LEAKY_SLOPE
 from hpcnn.spec import Activation, ActivationSpec, BatchNormSpec, LayerSpec, ModelSpec
 
 
-def initialise(model: ModelSpec, parameters: ParameterSet, seed: int) -> None:
-    """Overwrite all parameters of `model` with their initial values."""
-    for layer in model.layers:
-        for short in layer.parameters:
+def initialise(model: ModelSpec, parameters: ParameterSet, seed: int, channels: Sequence[Block]) -> None:
+    """Overwrite all parameters of `model` with their initial values.
+
+    Parameters
+    ----------
+    parameters : ParameterSet
+        With the output channels that this rank has of each layer.
+    channels : sequence of Block
+        Which they are, layer by layer.
+    """
+    for layer, own in zip(model.layers, channels, strict=True):
+        for short, shape in layer.parameters.items():
             parameter = parameters[f"{layer.name}/{short}"]
             match short:
                 case "weight":
                     stream = rng.generator(seed, f"initialise:{parameter.name}")
-                    _draw(parameter.value, stream, layer, model)
+                    if parameter.value.shape == shape:
+                        _draw(parameter.value, stream, layer, model)
+                    else:
+                        whole = np.empty(shape, parameter.value.dtype)
+                        _draw(whole, stream, layer, model)
+                        parameter.value[...] = whole[own.start : own.stop]
                 case "gamma":
                     parameter.value[...] = 1
                 case _:

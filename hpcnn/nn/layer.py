@@ -33,10 +33,13 @@ class Layer(Generic[S]):
         Kept and saved, not trained by gradient; by short name. They start as zeros.
     joint_backward : bool
         Whether `backward_input` yields the parameters' gradients too, so that it must run for every layer and
-        gradients are complete only after it.
+        gradients are complete only after it. Such a layer also runs on no samples at all: its sums are everybody's.
+    first_channel : int
+        Number, in the whole layer, of the first of this rank's output channels.
     """
 
     joint_backward = False
+    first_channel = 0
 
     def __init__(self, spec: S, parameters: ParameterSet) -> None:
         self.spec = spec

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from hpcnn.geometry import Block
 from hpcnn.nn.build import build
 from hpcnn.nn.initialise import initialise
 from hpcnn.nn.layer import Layer
 from hpcnn.nn.parameter import ParameterSet
-from hpcnn.spec import ModelSpec
+from hpcnn.spec import ModelSpec, Part
 
 
 class Model:
@@ -24,22 +26,32 @@ class Model:
         Key of the initial weights: equal on every rank, whatever their number.
     dtype : data type
         float32 to train; float64 serves gradient checks.
+    parts : sequence of Part, optional
+        What this rank has of every layer; left out, all.
 
     Attributes
     ----------
     parameters : ParameterSet
         All trained tensors.
+    parts : tuple of Part
+        What this rank has of every layer.
     layers : list of Layer
         In the order of `spec.layers`.
     statistics : dict of str to numpy.ndarray
         What is saved beside the parameters, as "<layer>/<short name>"; the arrays are the layers' own.
     """
 
-    def __init__(self, spec: ModelSpec, seed: int, dtype: Any = np.float32) -> None:
+    def __init__(
+        self, spec: ModelSpec, seed: int, dtype: Any = np.float32, parts: Sequence[Part] | None = None
+    ) -> None:
+        parts = [Part(layer, Block(0, layer.output_shape[-1])) for layer in spec.layers] if parts is None else parts
         self.spec = spec
-        self.parameters = ParameterSet.of(spec, dtype)
-        initialise(spec, self.parameters, seed)
-        self.layers: list[Layer] = [build(layer, self.parameters) for layer in spec.layers]
+        self.parts = tuple(parts)
+        self.parameters = ParameterSet.of([part.spec for part in parts], dtype)
+        initialise(spec, self.parameters, seed, [part.channels for part in parts])
+        self.layers: list[Layer] = [build(part.spec, self.parameters) for part in parts]
+        for layer, part in zip(self.layers, parts, strict=True):
+            layer.first_channel = part.channels.start
         self.statistics: dict[str, np.ndarray] = {
             f"{layer.spec.name}/{short}": array for layer in self.layers for short, array in layer.statistics.items()
         }

@@ -18,7 +18,7 @@ import numpy as np
 from hpcnn import arrays
 from hpcnn.arrays import Array, Shape
 from hpcnn.errors import ShapeError
-from hpcnn.spec import ModelSpec
+from hpcnn.spec import LayerSpec
 
 TILE = 64
 """Rows and columns of a tile of `assign`: one of float32 and its copy fill a first-level cache."""
@@ -85,12 +85,12 @@ class ParameterSet:
         self._by_name = {parameter.name: parameter for parameter in self.parameters}
 
     @classmethod
-    def of(cls, model: ModelSpec, dtype: Any = np.float32) -> ParameterSet:
-        """Return the parameters, all zero, of a model; weights decay, biases and norm parameters do not."""
+    def of(cls, layers: Iterable[LayerSpec], dtype: Any = np.float32) -> ParameterSet:
+        """Return the parameters, all zero, of layers; weights decay, biases and norm parameters do not."""
         return cls(
             (
                 (f"{layer.name}/{short}", shape, short == "weight")
-                for layer in model.layers
+                for layer in layers
                 for short, shape in layer.parameters.items()
             ),
             dtype,

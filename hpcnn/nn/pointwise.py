@@ -60,7 +60,7 @@ class Dropout(Layer[DropoutSpec]):
         if not context.training or self.spec.rate == 0.0:
             return x, None
         stream = rng.key(context.seed, f"dropout:{self.spec.name}", context.step)
-        return ops.dropout_forward(x, self.spec.rate, stream, context.samples)
+        return ops.dropout_forward(x, self.spec.rate, stream, context.samples, first=self.first_channel)
 
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient of the surviving numbers, zero elsewhere."""

@@ -1,17 +1,17 @@
 """A model and a plan, compiled to a flat list of operations: forward runs it, backward runs it reversed.
 
-Legend: N samples of the global batch, n of this rank.
+Legend: N samples of the global batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hpcnn import ops
+from hpcnn import arrays, ops
 from hpcnn.arrays import Array
 from hpcnn.comm.collectives import allreduce
 from hpcnn.comm.world import World
@@ -21,8 +21,10 @@ from hpcnn.nn.layer import Layer
 from hpcnn.nn.loss import SoftmaxCrossEntropy
 from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import Exchange, Update
+from hpcnn.parallel.route import Border, Route, make_route
+from hpcnn.plan.layout import Box, extent, volume
 from hpcnn.plan.planner import Plan
-from hpcnn.spec import INPUT
+from hpcnn.spec import INPUT, BatchNormSpec
 from hpcnn.timeline import OFF, Timeline
 
 
@@ -54,6 +56,8 @@ class Program:
         Share of the target probability spread over all classes.
     sync_batchnorm : bool
         Batch-norm statistics of the global batch (True) or of this rank's samples.
+    algorithm : str
+        Of all-gathers and reduce-scatters between layers.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Program:
         *,
         label_smoothing: float = 0.0,
         sync_batchnorm: bool = True,
+        algorithm: str = "auto",
     ) -> None:
         if plan.ranks != world.size:
             raise PlanError(
@@ -78,9 +83,23 @@ class Program:
         self.timeline: Timeline = OFF
         self._loss = SoftmaxCrossEntropy(label_smoothing)
         self._sync_batchnorm = sync_batchnorm
+        self._algorithm = algorithm
+        self._routes: dict[int, Route] = {}
+        for layer, layout in zip(model.spec.layers, plan.layouts, strict=True):
+            if isinstance(layer, BatchNormSpec) and layout[1].height * layout[1].width > 1 and not sync_batchnorm:
+                raise PlanError(
+                    f"plan: layer '{layer.name}' is a batch norm of tiles, whose statistics must be those of the whole"
+                    " image. Set model.sync_batchnorm = true."
+                )
 
     def context(self, *, training: bool, seed: int, step: int, samples: np.ndarray, global_batch: int) -> StepContext:
-        """Return what the layers may know of a step; statistics are summed over ranks if they are synchronised."""
+        """Return what the layers may know of a step; statistics are summed over ranks if they are synchronised.
+
+        Parameters
+        ----------
+        samples : ndarray of int, shape (N,)
+            Of the whole batch, on every rank.
+        """
         together = training and self._sync_batchnorm and self.world.size > 1
         return StepContext(
             training=training,
@@ -118,22 +137,44 @@ class Program:
         num_correct : int
             Of this rank's samples.
         """
-        logits, saved = self._forward(images, context)
-        loss, num_correct, grad_logits = self._loss.forward(logits, labels, context.global_batch)
+        route = self.route(len(context.samples))
+        logits, saved = self._forward(images, context, route)
+        loss, num_correct, grad_logits = self._lose(logits, labels, context)
         between(loss, num_correct)
         self.exchange.begin_backward(update)
-        self._backward(grad_logits, saved, context)
+        self._backward(grad_logits, saved, context, route)
         self.exchange.end_backward()
         return loss, num_correct
 
     def predict(self, images: Array, context: StepContext) -> Array:
-        """Return the logits of this rank's samples, shape (n, classes), with running statistics and no dropout."""
-        return self._forward(images, context)[0]
+        """Return the logits of this rank's samples, with running statistics and no dropout (collective).
+
+        Returns
+        -------
+        Array, shape (n, classes)
+            Of the positions `route(N).labels` of the batch.
+        """
+        return self._forward(images, context, self.route(len(context.samples)))[0]
 
     def evaluate(self, images: Array, labels: Array, context: StepContext) -> tuple[float, int]:
-        """Return this rank's share of the loss (divided by the context's global batch) and its correct answers."""
-        loss, num_correct, _ = self._loss.forward(self.predict(images, context), labels, context.global_batch)
-        return loss, num_correct
+        """Return this rank's share of the loss, divided by the context's global batch, and its correct answers.
+
+        Arguments are those of `train_step` (collective).
+        """
+        return self._lose(self.predict(images, context), labels, context)[:2]
+
+    def _lose(self, logits: Array, labels: Array, context: StepContext) -> tuple[float, int, Array]:
+        if not len(logits):
+            return 0.0, 0, logits
+        return self._loss.forward(logits, labels, context.global_batch)
+
+    def route(self, num_samples: int) -> Route:
+        """Return how a batch of so many samples is computed; the first time this is collective."""
+        if num_samples not in self._routes:
+            placement = self.plan.place(self.model.spec, num_samples)
+            dtype = self.model.parameters.values.dtype
+            self._routes[num_samples] = make_route(self.model.spec, placement, self.world, dtype, self._algorithm)
+        return self._routes[num_samples]
 
     def average_statistics(self) -> None:
         """Make running statistics equal on all ranks where each has followed its own samples (collective then)."""
@@ -148,45 +189,93 @@ class Program:
         """Sum a small array over all ranks in place, with equal bits everywhere (collective)."""
         allreduce(self.world.comm, array, "butterfly", label="sum over ranks")
 
-    def _forward(self, images: Array, context: StepContext) -> tuple[Array, list[object]]:
+    def _forward(self, images: Array, context: StepContext, route: Route) -> tuple[Array, list[object]]:
+        """Return the logits of this rank's share of the loss, and what each operation saved."""
         values: dict[str, Array] = {INPUT: images.astype(self.model.parameters.values.dtype, copy=False)}
         saved: list[object] = []
         exchange = self.exchange
         for operation in self.operations:
-            layer = operation.layer
-            inputs = tuple(values[name] for name in operation.inputs)
+            layer, name = operation.layer, operation.output
+            inputs = tuple(border.read(values[border.source]) for border in route.borders[name])
             if layer.parameters:
-                exchange.parameters_needed(operation.output)
+                exchange.parameters_needed(name)
                 if context.training:
-                    exchange.input_ready(operation.output, inputs[0])
-            with self.timeline.span(f"{operation.output} forward", "compute"):
-                values[operation.output], kept = layer.forward(inputs, context)
+                    exchange.input_ready(name, inputs[0])
+            box, kept = route.computed[name], None
+            if volume(box) or (layer.joint_backward and context.training):
+                with self.timeline.span(f"{name} forward", "compute"):
+                    values[name], kept = layer.forward(inputs, _of_box(context, box))
+            else:
+                values[name] = arrays.empty(extent(box), inputs[0].dtype)
             saved.append(kept if context.training else None)
-            for name in operation.last_use:
-                del values[name]
-        return values[self.operations[-1].output], saved
+            for dead in operation.last_use:
+                del values[dead]
+        return route.loss.read(values[self.operations[-1].output]), saved
 
-    def _backward(self, grad_logits: Array, saved: list[object], context: StepContext) -> None:
-        grads: dict[str, Array] = {self.operations[-1].output: grad_logits}
+    def _backward(self, grad_logits: Array, saved: list[object], context: StepContext, route: Route) -> None:
+        # Of each value, what its readers have returned so far: borders that may still be on their way.
+        returned: dict[str, list[tuple[Border, Array]]] = {}
         exchange = self.exchange
+
+        def give_back(border: Border, grad: Array) -> None:
+            border.begin_back(grad)
+            returned.setdefault(border.source, []).append((border, grad))
+
+        give_back(route.loss, grad_logits)
         for operation in reversed(self.operations):
-            layer, kept = operation.layer, saved.pop()
-            with self.timeline.span(f"{operation.output} error", "compute"):
-                error = layer.error(grads.pop(operation.output), kept, context)
+            layer, name, kept = operation.layer, operation.output, saved.pop()
+            if name not in returned:  # nothing below has parameters
+                continue
+            grad_output, *others = [border.end_back(grad) for border, grad in returned.pop(name)]
+            for other in others:
+                grad_output = ops.add_forward(grad_output, other) if other.size else grad_output
+            box = route.computed[name]
+            runs, here = volume(box) > 0, _of_box(context, box)
+            error = grad_output
+            if runs:
+                with self.timeline.span(f"{name} error", "compute"):
+                    error = layer.error(grad_output, kept, here)
             if layer.parameters:
-                exchange.error_ready(operation.output, error)
-            if layer.parameters and not layer.joint_backward and exchange.wants_gradient(operation.output):
-                with self.timeline.span(f"{operation.output} weight gradient", "compute"):
-                    layer.backward_weight(error, kept, context)
-                exchange.gradient_ready(operation.output)
+                exchange.error_ready(name, error)
+            wants_gradient = layer.parameters and not layer.joint_backward and exchange.wants_gradient(name)
+            borders = route.borders[name]
+            first = wants_gradient and not any(border.moves for border in borders)
+            if first:
+                self._backward_weight(operation, error, kept, here, runs=runs)
             if operation.needs_input_gradient or layer.joint_backward:
-                with self.timeline.span(f"{operation.output} input gradient", "compute"):
-                    for name, grad in zip(operation.inputs, layer.backward_input(error, kept, context), strict=True):
-                        grads[name] = ops.add_forward(grads[name], grad) if name in grads else grad
+                if runs or layer.joint_backward:
+                    with self.timeline.span(f"{name} input gradient", "compute"):
+                        grads = layer.backward_input(error, kept, here)
+                else:
+                    grads = tuple(error.reshape(border.needed_shape) for border in borders)
+                if operation.needs_input_gradient:
+                    for border, grad in zip(borders, grads, strict=True):
+                        give_back(border, grad)
+            if wants_gradient and not first:  # while the input's travels
+                self._backward_weight(operation, error, kept, here, runs=runs)
             if layer.joint_backward:
-                exchange.gradient_ready(operation.output)
+                exchange.gradient_ready(name)
             if layer.parameters:
-                exchange.backward_done(operation.output)
+                exchange.backward_done(name)
+
+    def _backward_weight(
+        self, operation: Operation, error: Array, kept: object, context: StepContext, *, runs: bool
+    ) -> None:
+        """Overwrite the layer's gradients and tell the exchange."""
+        layer, name = operation.layer, operation.output
+        if runs:
+            with self.timeline.span(f"{name} weight gradient", "compute"):
+                layer.backward_weight(error, kept, context)
+        else:
+            for parameter in layer.parameters.values():
+                parameter.grad[...] = 0
+        self.exchange.gradient_ready(name)
+
+
+def _of_box(context: StepContext, box: Box) -> StepContext:
+    """Return the context of the samples of a box."""
+    start, stop = box[0]
+    return context if stop - start == len(context.samples) else replace(context, samples=context.samples[start:stop])
 
 
 def compile_operations(model: Model) -> tuple[Operation, ...]:

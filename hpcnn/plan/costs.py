@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from hpcnn.plan.buckets import FLOAT_BYTES
+from hpcnn.plan.layout import volume
 from hpcnn.plan.planner import Plan
 from hpcnn.spec import INPUT, LayerSpec, ModelSpec
 
@@ -29,8 +30,9 @@ def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
     Flops count forward, input gradient (not for layers that read only the images) and weight gradient.
     """
     costs = []
-    for layer, (_, layout) in zip(model.layers, plan.layouts, strict=True):
-        samples = layout.samples(0, plan.global_batch).size
+    placed = plan.place(model, plan.global_batch).layers
+    for layer, part, (_, layout) in zip(model.layers, plan.parts(model, 0), plan.layouts, strict=True):
+        share = volume(placed[layer.name].computed[0]) / prod(layer.output_shape)
         passes = 2 if layer.inputs == (INPUT,) else 3
         costs.append(
             LayerCost(
@@ -38,9 +40,9 @@ def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
                 kind=kind_of(layer),
                 layout=layout.name,
                 output_shape=layer.output_shape,
-                num_parameters=layer.num_parameters,
-                activation_bytes=samples * prod(layer.output_shape) * FLOAT_BYTES,
-                flops=passes * samples * layer.forward_flops,
+                num_parameters=part.spec.num_parameters,
+                activation_bytes=volume(placed[layer.name].computed[0]) * FLOAT_BYTES,
+                flops=round(passes * share * layer.forward_flops),
             )
         )
     return tuple(costs)

@@ -21,8 +21,10 @@ from itertools import accumulate
 
 from hpcnn import geometry
 from hpcnn.plan import choice, schedules
-from hpcnn.plan.buckets import FLOAT_BYTES, SHORTEST_BUCKET_BYTES, Bucket, make_buckets
+from hpcnn.plan.buckets import FLOAT_BYTES, SHORTEST_BUCKET_BYTES, Bucket, located, make_buckets
+from hpcnn.plan.layout import Layout
 from hpcnn.plan.machine import DEFAULT, Machine
+from hpcnn.plan.planner import Plan
 from hpcnn.plan.schedules import Schedule
 from hpcnn.spec import LinearSpec, ModelSpec
 
@@ -54,6 +56,8 @@ def choose_buckets(
     global_batch: int,
     machine: Machine = DEFAULT,
     nodes: tuple[int, ...] | None = None,
+    plan: Plan | None = None,
+    rank: int = 0,
 ) -> tuple[Bucket, ...]:
     """Return the buckets of a model, each with its kind, in the order backward completes them.
 
@@ -69,15 +73,26 @@ def choose_buckets(
         P and N.
     machine, nodes
         What links cost, and the node of every rank.
+    plan, rank
+        Whose parts of the layers lie in the flat vector; left out, everything does. Factors serve layers that have all
+        weights on every rank and a block of the batch.
     """
+    if plan is not None:
+        cuts = plan.cut
+        layers = tuple(part.spec for part in plan.parts(model, 0))  # the largest, for all ranks must close alike
+        own = tuple(part.spec for part in plan.parts(model, rank))
+        by_samples = {name for name, layout in plan.layouts if layout == Layout(sample=ranks)}
+    else:
+        cuts, own = {}, model.layers
+        layers, by_samples = model.layers, {layer.name for layer in model.layers}
     small = max(SHORTEST_BUCKET_BYTES, model.num_parameters * FLOAT_BYTES // MIN_BUCKETS)
     bucket_bytes = min(bucket_bytes, small)
-    linear = [layer for layer in model.layers if isinstance(layer, LinearSpec)]
+    linear = [layer for layer in layers if isinstance(layer, LinearSpec) and layer.name in by_samples]
     if kind == "factors":
-        kinds = {layer.name: "sharded" for layer in model.layers} | {layer.name: "factors" for layer in linear}
-        return make_buckets(model.layers, bucket_bytes, kinds)
+        kinds = {layer.name: "sharded" for layer in layers} | {layer.name: "factors" for layer in linear}
+        return located(make_buckets(layers, bucket_bytes, kinds, cuts), own)
     if kind != "auto":
-        return make_buckets(model.layers, bucket_bytes, {layer.name: kind for layer in model.layers})
+        return located(make_buckets(layers, bucket_bytes, {layer.name: kind for layer in layers}, cuts), own)
 
     link = machine.link(same_node=nodes is not None and len(set(nodes)) == 1)
 
@@ -91,11 +106,11 @@ def choose_buckets(
         return min((replace(bucket, kind=other) for other in kinds), key=seconds)
 
     if ranks == 1:
-        return make_buckets(model.layers, bucket_bytes)
-    alone = {name: b for b in make_buckets(model.layers, 1) for name in b.layers}
+        return make_buckets(layers, bucket_bytes)
+    alone = {name: b for b in make_buckets(layers, 1) for name in b.layers}
     by_factors = {layer.name: "factors" for layer in linear if best(alone[layer.name], KINDS).kind == "factors"}
-    buckets = make_buckets(model.layers, bucket_bytes, by_factors)
-    return tuple(b if b.kind == "factors" else best(b, ("allreduce", "sharded")) for b in buckets)
+    buckets = make_buckets(layers, bucket_bytes, by_factors, cuts)
+    return located([b if b.kind == "factors" else best(b, ("allreduce", "sharded")) for b in buckets], own)
 
 
 def bucket_loads(
@@ -109,6 +124,9 @@ def bucket_loads(
     nodes: tuple[int, ...] | None = None,
 ) -> tuple[Load, ...]:
     """Return what `rank` sends for a bucket in one step, by one of hpcnn's algorithms or "auto"."""
+    if bucket.cut > 1:
+        nodes = None if nodes is None else nodes[rank % bucket.cut :: bucket.cut]
+        rank, ranks = rank // bucket.cut, ranks // bucket.cut
     if ranks == 1:
         return ()
 

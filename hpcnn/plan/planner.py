@@ -1,28 +1,61 @@
-"""From a model, a batch and a number of ranks to one layout per layer."""
+"""From a model, a batch and a number of ranks to one layout per layer: presets, and plans in files."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import isqrt
+from typing import Any
 
 from hpcnn.errors import PlanError
+from hpcnn.plan import placement
 from hpcnn.plan.layout import Layout
-from hpcnn.spec import ModelSpec
+from hpcnn.plan.placement import Placement
+from hpcnn.spec import (
+    BatchNormSpec,
+    ConvSpec,
+    DropoutSpec,
+    FlattenSpec,
+    LayerSpec,
+    LinearSpec,
+    ModelSpec,
+    Part,
+)
+
+AXES = ("sample", "height", "width", "channel")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One layout for every layer, in the model's order."""
+    """One layout for every layer, in the model's order.
+
+    `fused` names the layers that read what their rank has computed, borders included, instead of fetching the borders.
+    """
 
     model: str
     ranks: int
     global_batch: int
     layouts: tuple[tuple[str, Layout], ...]
+    fused: frozenset[str] = frozenset()
 
     @property
-    def input_layout(self) -> Layout:
-        """Layout in which the images enter: that of the first layer."""
-        return self.layouts[0][1]
+    def cut(self) -> dict[str, int]:
+        """Into how many parts each layer's parameters are cut; their replicas lie that many ranks apart."""
+        return {name: layout.channel for name, layout in self.layouts}
+
+    def parts(self, model: ModelSpec, rank: int) -> list[Part]:
+        """Return what `rank` has of every layer."""
+        placed = self.place(model, self.ranks).layers  # enough samples that nobody goes without
+        layouts = dict(self.layouts)
+        return [
+            placement.part(layer, layouts[layer.name], placed[layer.name].computed[rank], rank)
+            for layer in model.layers
+        ]
+
+    def place(self, model: ModelSpec, num_samples: int) -> Placement:
+        """Return what each rank owns, computes and reads of a batch of `num_samples`; PlanError if it cannot be."""
+        return placement.place(model, dict(self.layouts), self.fused, self.ranks, num_samples)
 
 
 def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> Plan:
@@ -32,50 +65,121 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
     ----------
     preset : str
         "data": every layer keeps all its weights on every rank and computes the rank's share of the batch.
+        "hybrid": so do convolutions; fully connected layers are cut by output features and see the whole batch.
+        "model": all layers with filters or output features are cut along them, and see the whole batch.
+        "spatial": images and feature maps are cut into tiles, what has no rows and columns by samples.
+        "tiled-groups": as "spatial", but ranks compute the borders of their tiles themselves, from one pooling layer to
+        the next, and fetch them only there.
 
     Raises
     ------
     PlanError
-        If the preset is unknown or the batch has fewer samples than there are ranks.
+        If the preset is unknown, or cannot split this model or batch.
+
+    References
+    ----------
+    "hybrid": Jin, Qamar, Zheng, Ahmad, JIFS 35 (5), 2018. "tiled-groups": Rama, Threadgill, Gerstlauer,
+    arXiv:2409.09083.
     """
-    if preset != "data":
-        raise PlanError(f"plan: preset (={preset!r}) is unknown; this version has 'data'.")
-    if global_batch < ranks:
+    if preset not in PRESETS:
+        known = ", ".join(f"'{name}'" for name in PRESETS)
+        raise PlanError(f"plan: preset (={preset!r}) is unknown; this version has {known}.")
+    if preset in ("data", "hybrid") and global_batch < ranks:
         raise PlanError(
             f"plan: train.global_batch (={global_batch}) is smaller than the number of ranks (={ranks});"
             f" each rank needs at least one sample. Use at most {global_batch} ranks or a larger batch."
         )
-    layout = Layout(sample=ranks)
-    return Plan(
-        model=model.name,
-        ranks=ranks,
-        global_batch=global_batch,
-        layouts=tuple((layer.name, layout) for layer in model.layers),
+    layout = PRESETS[preset]
+    return checked(
+        Plan(
+            model=model.name,
+            ranks=ranks,
+            global_batch=global_batch,
+            layouts=tuple((layer.name, layout(layer, ranks)) for layer in model.layers),
+            fused=_fused_between_pools(model) if preset == "tiled-groups" else frozenset(),
+        ),
+        model,
     )
+
+
+def checked(plan: Plan, model: ModelSpec) -> Plan:
+    """Return a plan that can be run, or raise PlanError naming the layer and the reason."""
+    plan.place(model, plan.global_batch)
+    return plan
+
+
+def _data(layer: LayerSpec, ranks: int) -> Layout:
+    return Layout(sample=ranks)
+
+
+def _hybrid(layer: LayerSpec, ranks: int) -> Layout:
+    return _model(layer, ranks) if isinstance(layer, LinearSpec) else Layout(sample=ranks)
+
+
+def _model(layer: LayerSpec, ranks: int) -> Layout:
+    whole_samples = isinstance(layer, FlattenSpec) or (isinstance(layer, DropoutSpec) and len(layer.output_shape) > 1)
+    grouped = isinstance(layer, ConvSpec) and layer.groups > 1
+    if isinstance(layer, BatchNormSpec) or whole_samples or grouped or layer.output_shape[-1] < ranks:
+        return Layout(sample=ranks)
+    return Layout(channel=ranks)
+
+
+def _spatial(layer: LayerSpec, ranks: int) -> Layout:
+    shape = layer.output_shape
+    width = next(parts for parts in range(isqrt(ranks), 0, -1) if ranks % parts == 0)
+    height = ranks // width
+    if len(shape) < 3 or shape[0] < height or shape[1] < width or isinstance(layer, DropoutSpec):
+        return Layout(sample=ranks)
+    return Layout(height=height, width=width)
+
+
+PRESETS: dict[str, Callable[[LayerSpec, int], Layout]] = {
+    "data": _data,
+    "hybrid": _hybrid,
+    "model": _model,
+    "spatial": _spatial,
+    "tiled-groups": _spatial,
+}
+
+
+def _fused_between_pools(model: ModelSpec) -> frozenset[str]:
+    """Return the layers that do not read a pooling layer, a batch norm or the images."""
+    makes = {layer.name: layer for layer in model.layers}
+    fused = set()
+    for layer in model.layers:
+        sources = [makes.get(source) for source in layer.inputs]
+        if len(layer.output_shape) == 3 and all(isinstance(source, ConvSpec) for source in sources):
+            fused.add(layer.name)
+    return frozenset(fused)
 
 
 def to_toml(plan: Plan) -> str:
     """Return the plan as TOML, one table a layer, that a person can read and `from_toml` reads back."""
     lines = [f'model = "{plan.model}"', f"ranks = {plan.ranks}", f"global_batch = {plan.global_batch}"]
     for name, layout in plan.layouts:
-        lines += ["", "[[layer]]", f'name = "{name}"', f'layout = "{layout.name}"', f"sample = {layout.sample}"]
+        lines += ["", "[[layer]]", f'name = "{name}"', f'layout = "{layout.name}"']
+        lines += [f"{axis} = {getattr(layout, axis)}" for axis in AXES if axis == "sample" or getattr(layout, axis) > 1]
+        lines += ["fused = true"] if name in plan.fused else []
     return "\n".join(lines) + "\n"
 
 
 def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
     """Return the plan in a TOML text, checked against the model and batch it is to serve.
 
+    Of a layer, `sample`, `height`, `width` and `channel` count (1 where they are left out), and `fused`; the word
+    `layout` is for people.
+
     Raises
     ------
     PlanError
-        If the text is no plan, is for another batch, names other layers than the model, or asks for a layout that is
-        not supported.
+        If the text is no plan, is for another batch, names other layers than the model, or asks for what cannot be run.
     """
     try:
         tree = tomllib.loads(text)
         ranks, batch, tables = int(tree["ranks"]), int(tree["global_batch"]), tree["layer"]
-        found = [(str(table["name"]), str(table["layout"]), int(table["sample"])) for table in tables]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        layouts = tuple((str(table["name"]), _layout(table)) for table in tables)
+        fused = frozenset(str(table["name"]) for table in tables if table.get("fused", False) is True)
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(
             f"plan: not a plan file ({error}); write one with `hpcnn plan CONFIG --ranks N --save FILE`."
         ) from None
@@ -84,13 +188,16 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
             f"plan: global_batch (={batch}) differs from train.global_batch (={global_batch}); both must be equal."
             " Save a new plan, or change the setting."
         )
-    expected = [layer.name for layer in model.layers]
-    if [name for name, _, _ in found] != expected:
+    if [name for name, _ in layouts] != [layer.name for layer in model.layers]:
         raise PlanError(f"plan: its layers are not those of model '{model.name}'. Save a new plan for this model.")
-    for name, kind, sample in found:
-        if kind != "data" or sample != ranks:
-            raise PlanError(
-                f"plan: layer '{name}': layout (={kind!r} over {sample}) is not supported; this version runs"
-                f" layout 'data' over all {ranks} ranks."
-            )
-    return make_plan(model, "data", ranks, batch)
+    plan = Plan(model=model.name, ranks=ranks, global_batch=batch, layouts=layouts, fused=fused)
+    return checked(plan, model)
+
+
+def _layout(table: dict[str, Any]) -> Layout:
+    unknown = set(table) - {"name", "layout", "fused", *AXES}
+    if unknown:
+        raise PlanError(
+            f"plan: layer '{table['name']}': unknown key {sorted(unknown)[0]!r}; a layer has {', '.join(AXES)}, fused."
+        )
+    return Layout(**{axis: int(table.get(axis, 1)) for axis in AXES})

@@ -9,6 +9,7 @@ import numpy as np
 from hpcnn.data import DataSet
 from hpcnn.data.loader import evaluation_batches
 from hpcnn.parallel.program import Program
+from hpcnn.train.setup import batch_part
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ def evaluate(program: Program, data: DataSet, batch: int) -> Score:
     """
     world = program.world
     totals = np.zeros(2)
-    local = max(1, -(-batch // world.size))
-    with world.agreeing():
-        for part in evaluation_batches(data, local, world.rank, world.size):
-            context = program.context(training=False, seed=0, step=0, samples=part.samples, global_batch=len(data))
-            totals += program.evaluate(part.images, part.labels, context)
+    parts = evaluation_batches(data, batch, lambda size: batch_part(program, size))
+    for _ in range(0, len(data), batch):
+        with world.agreeing():
+            part = next(parts)
+        context = program.context(training=False, seed=0, step=0, samples=part.samples, global_batch=len(data))
+        totals += program.evaluate(part.images, part.labels, context)
     program.sum_over_ranks(totals)
     return Score(accuracy=float(totals[1]) / len(data), loss=float(totals[0]), num_samples=len(data))

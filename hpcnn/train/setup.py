@@ -11,6 +11,7 @@ from hpcnn import config as configuration
 from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.data import DataSet, open_data
+from hpcnn.data.loader import Part
 from hpcnn.data.sampler import steps_per_epoch
 from hpcnn.data.sources import check_alike, has_test_images
 from hpcnn.nn import models
@@ -89,10 +90,13 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         global_batch=config.train.global_batch,
         machine=machine,
         nodes=world.engine.nodes,
+        plan=plan,
+        rank=world.rank,
     )
     _check_agreement(world, config, spec, plan, buckets)
     per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)
-    model = Model(spec, config.train.seed, np.float64 if config.train.compute == "fp64" else np.float32)
+    dtype = np.float64 if config.train.compute == "fp64" else np.float32
+    model = Model(spec, config.train.seed, dtype, plan.parts(spec, world.rank))
     program = Program(
         model,
         plan,
@@ -100,6 +104,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         make_exchange(config.exchange, spec, plan, buckets, model.parameters, world),
         label_smoothing=config.train.label_smoothing,
         sync_batchnorm=config.model.sync_batchnorm,
+        algorithm=config.exchange.algorithm,
     )
     return Parts(
         config=config,
@@ -112,13 +117,20 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
     )
 
 
+def batch_part(program: Program, num_samples: int) -> Part:
+    """Return what this rank reads of a batch of so many samples."""
+    route = program.route(num_samples)
+    samples, rows, columns, _ = route.images
+    return Part(samples, rows, columns, route.labels)
+
+
 def _check_agreement(world: World, config: Config, model: ModelSpec, plan: Plan, buckets: tuple[Bucket, ...]) -> None:
     """Raise on all ranks if some have read another configuration than others, as from a stale copy (collective)."""
     parts = {
         "configuration": configuration.to_toml(config),
         "model": repr(model),
         "plan": planner.to_toml(plan),
-        "bucket layout": repr(buckets),
+        "bucket layout": repr([(bucket.layers, bucket.kind, bucket.cut) for bucket in buckets]),
         "machine": repr(world.engine.machine),
     }
     world.compare({name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -17,19 +16,22 @@ from typing import TextIO
 import numpy as np
 
 from hpcnn import config as configuration
+from hpcnn.arrays import Array
 from hpcnn.comm.engine import URGENT
 from hpcnn.comm.persistent import prepare_allreduce
-from hpcnn.data.loader import Batch, Loader
-from hpcnn.errors import CheckpointError, ConfigError, HpcnnError, NumericsError
+from hpcnn.data.loader import Loader
+from hpcnn.errors import CheckpointError, ConfigError, NumericsError
 from hpcnn.ops import squared_norm
+from hpcnn.parallel.whole import Whole
 from hpcnn.plan import planner
 from hpcnn.timeline import Timeline
 from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
 from hpcnn.train.evaluate import Score, evaluate
+from hpcnn.train.feed import Feed
 from hpcnn.train.metrics import MetricsWriter, Summary, read, summarise
 from hpcnn.train.progress import Progress
-from hpcnn.train.setup import Parts
+from hpcnn.train.setup import Parts, batch_part
 from hpcnn.train.signals import EXIT_STOPPED, StopRequest
 from hpcnn.train.update import StepUpdate
 
@@ -99,6 +101,7 @@ class Trainer:
         self.timeline = Timeline(num_steps=self.config.log.trace_steps)
         self.program.timeline = self.world.engine.timeline = self.timeline
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
+        self.whole = Whole(parts.model, self.program.plan, self.world)
         self._totals = np.zeros(4)  # of a step: loss, correct answers, requests to stop, failed loaders
         self._sum_totals = prepare_allreduce(
             self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
@@ -168,26 +171,27 @@ class Trainer:
     def _restore(self, loaded: checkpoints.Checkpoint | None, *, parameters_only: bool) -> None:
         """Put a checkpoint that rank 0 read into every rank (collective)."""
         model = self.parts.model
-
+        parameters, state = self.whole.room({} if parameters_only else self.optimizer.state)
         with self.world.agreeing():
             if loaded is not None:
                 checkpoints.restore_into(
                     loaded,
                     model=model.spec.name,
-                    parameters=model.parameters,
+                    parameters=parameters,
                     statistics=None if parameters_only else model.statistics,
-                    optimizer=None if parameters_only else self.optimizer.state,
+                    optimizer=None if parameters_only else state,
                 )
         mine = (False, 0, 0.0) if loaded is None else (True, loaded.step, loaded.best_accuracy)
         found, step, best = self.world.broadcast_obj(mine)
         if not found:
             return
-        arrays = [model.parameters.values]
+        arrays = [parameters.values]
         if not parameters_only:
-            arrays += [*model.statistics.values(), *self.optimizer.state.values()]
+            arrays += [*model.statistics.values(), *state.values()]
             self.step, self.best_accuracy = step, best
         for array in arrays:
             self.world.broadcast(array)
+        self.whole.take(parameters, state, self.optimizer.state)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -205,7 +209,7 @@ class Trainer:
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
         with self._progress, self._loader() as loader, StopRequest() as request:
-            feed = _Feed(iter(loader), self.timeline)
+            feed = Feed(iter(loader), self.timeline)
             if self.step < total:
                 feed.fetch()
                 self.world.agree(feed.error)
@@ -223,7 +227,7 @@ class Trainer:
                     self._save()
         return self._finish(score, stopped)
 
-    def _step(self, feed: _Feed, request: StopRequest) -> str:
+    def _step(self, feed: Feed, request: StopRequest) -> str:
         """Make one update; return the reason to stop, if any rank has one."""
         program, train, batch = self.program, self.config.train, feed.batch
         self.world.watchdog.doing = f"step {self.step + 1}"
@@ -269,7 +273,7 @@ class Trainer:
             self._progress.step(self.step, **shown)
         return (request.reason or "a signal to another rank") if totals[2] else ""
 
-    def _check(self, totals: np.ndarray, feed: _Feed) -> None:
+    def _check(self, totals: np.ndarray, feed: Feed) -> None:
         """Raise on all ranks what the ranks' totals show: a loss that is no number, or a loader that failed."""
         if not math.isfinite(totals[0]):
             raise NumericsError(
@@ -305,8 +309,7 @@ class Trainer:
             self.config.data,
             global_batch=self.config.train.global_batch,
             seed=self.config.train.seed,
-            rank=self.world.rank,
-            size=self.world.size,
+            part=batch_part(self.program, self.config.train.global_batch),
             first_step=self.step,
             num_steps=self.parts.total_steps - self.step,
         )
@@ -334,25 +337,29 @@ class Trainer:
         Parameters that are no numbers are not saved: a ReLU may hide them from the loss, and the checkpoints that are
         kept would be pushed out.
         """
-        if not math.isfinite(squared_norm(self.parts.model.parameters.values)):
-            raise NumericsError(
-                f"train: after step {self.step} some parameters are no finite numbers; they are not saved, and"
-                f" checkpoints written so far are intact. Lower train.lr (={self.config.train.lr}) or set"
-                " train.clip_norm."
-            )
+        model = self.parts.model
+        with self.world.agreeing():
+            if not math.isfinite(squared_norm(model.parameters.values)):
+                raise NumericsError(
+                    f"train: after step {self.step} some parameters are no finite numbers; they are not saved, and"
+                    f" checkpoints written so far are intact. Lower train.lr (={self.config.train.lr}) or set"
+                    " train.clip_norm."
+                )
         for slot in self.optimizer.state.values():
             self.program.exchange.collect(slot)
+        tensors = self.whole.tensors(model.parameters.values)
+        slots = {slot: self.whole.tensors(flat) for slot, flat in self.optimizer.state.items()}
         with self.world.agreeing():
             if self._store is not None:
-                self._store.save(self._snapshot(), best=best, final=final)
+                self._store.save(self._snapshot(tensors, slots), best=best, final=final)
 
-    def _snapshot(self) -> checkpoints.Checkpoint:
+    def _snapshot(self, tensors: dict[str, Array], slots: dict[str, dict[str, Array]]) -> checkpoints.Checkpoint:
         model = self.parts.model
         return checkpoints.Checkpoint(
             model=model.spec.name,
-            parameters=checkpoints.tensors_of(model.parameters),
+            parameters=tensors,
             statistics=model.statistics,
-            optimizer=checkpoints.slots_of(self.optimizer.state, model.parameters),
+            optimizer=slots,
             config=configuration.to_toml(self.config),
             step=self.step,
             epoch=self.step // self.parts.steps_per_epoch,
@@ -371,27 +378,6 @@ class Trainer:
             self._metrics.write("end", self.step, epoch=self._epoch, stopped=stopped, **fields)
             self._metrics.close()
         return Outcome(self.folder, self.step, stopped, score, summary)
-
-
-class _Feed:
-    """The next batch of a loader, or the error that came instead, and how long the step waited for it."""
-
-    def __init__(self, batches: Iterator[Batch], timeline: Timeline) -> None:
-        self.wait_seconds = 0.0
-        self.error: HpcnnError | None = None
-        self._batches = batches
-        self._timeline = timeline
-
-    def fetch(self) -> None:
-        """Take the next batch; an error is kept for the ranks to agree on."""
-        begin = time.perf_counter()
-        try:
-            self.batch = next(self._batches)
-        except HpcnnError as error:
-            self.error = error
-        end = time.perf_counter()
-        self.wait_seconds += end - begin
-        self._timeline.add("wait for images", "wait", begin, end)
 
 
 def _due(count: int, every: int) -> bool:

@@ -21,14 +21,12 @@ from typing import Any
 from virtual import kernel
 from virtual.kernel import NETNS, run
 from virtual.launch import end, environment, find_launcher
-from virtual.shape import NETWORK, ClusterError, Shape, address, control_groups
+from virtual.shape import NETWORK, TCP, ClusterError, Shape, address, control_groups
 
 STATE = Path("/run/hpcnn-virtual-cluster")
 NAME = "virtual_cluster"
 # Where `ip` and `tc` lie, which a user's PATH may leave out.
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-# What paces its sends by delays that it measures (bbr) misreads a shaper behind a link that is otherwise instantaneous.
-TCP = "reno"
 SELF = [sys.executable, "-EsS", str(Path(__file__).resolve().parents[1] / f"{NAME}.py")]
 
 

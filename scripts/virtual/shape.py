@@ -19,6 +19,8 @@ CPU_PERIOD_US, LEAST_QUOTA_US = 20_000, 1_000
 BUCKET_S, LEAST_BUCKET_BYTES, QUEUE_MS = 1e-3, 16_000, 200
 
 NETWORK = "10.77.0.0/16"
+# What paces its sends by delays that it measures (bbr) misreads a shaper behind a link that is otherwise instantaneous.
+TCP = "reno"
 
 # A file of a control group and what to write into it; a "?" after the name of one that not every kernel has.
 Limits = list[tuple[str, str]]

@@ -76,9 +76,7 @@ def train(on: World, *overrides: str, steps: int = 20, dtype: type = np.float32,
     for step in range(steps):
         images = scale * draw.standard_normal((BATCH, *program.model.spec.input_shape)).astype(dtype)
         labels = draw.integers(0, 10, BATCH)
-        context = program.context(
-            training=True, seed=1, step=step, samples=np.arange(share.start, share.stop), global_batch=BATCH
-        )
+        context = program.context(training=True, seed=1, step=step, samples=np.arange(BATCH), global_batch=BATCH)
         update = StepUpdate(
             optimizer,
             config.train.lr,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hpcnn import geometry
 from hpcnn.comm.world import World
 from hpcnn.config import ExchangeConfig
 from hpcnn.nn.parameter import ParameterSet
@@ -35,11 +36,12 @@ def make_exchange(
     engine = world.engine if world.size > 1 else None
     layers = {layer.name: layer for layer in model.layers}
     order = {layer.name: index for index, layer in enumerate(model.layers)}
-    samples = [plan.input_layout.samples(rank, plan.global_batch) for rank in range(world.size)]
+    samples = geometry.blocks(plan.global_batch, world.size)
 
     def carrier(bucket: Bucket) -> Carrier:
         priority = order[bucket.layers[-1]]  # the lowest layer is needed first
-        if engine is None:
+        replicas = range(world.rank % bucket.cut, world.size, bucket.cut)
+        if engine is None or len(replicas) == 1:
             return Carrier(bucket)
         match bucket.kind:
             case "factors":
@@ -47,8 +49,8 @@ def make_exchange(
                 assert isinstance(spec, LinearSpec)
                 return FactorsCarrier(bucket, spec, samples, engine, parameters, config, priority)
             case "sharded":
-                return ShardedCarrier(bucket, engine, parameters, config, priority)
+                return ShardedCarrier(bucket, replicas, engine, parameters, config, priority)
             case _:
-                return AllreduceCarrier(bucket, engine, parameters, config, priority)
+                return AllreduceCarrier(bucket, replicas, engine, parameters, config, priority)
 
     return Exchange([carrier(bucket) for bucket in buckets], engine, overlap=config.overlap, wait=config.wait)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hpcnn.comm.collective import Collective
 from hpcnn.comm.engine import Engine
 from hpcnn.comm.persistent import prepare_allreduce
@@ -12,13 +14,19 @@ from hpcnn.plan.buckets import Bucket
 
 
 class AllreduceCarrier(Carrier):
-    """Sums a bucket's gradients of all ranks, in place."""
+    """Sums a bucket's gradients of all ranks that have these parameters, in place."""
 
     def __init__(
-        self, bucket: Bucket, engine: Engine, parameters: ParameterSet, config: ExchangeConfig, priority: int
+        self,
+        bucket: Bucket,
+        replicas: Sequence[int],
+        engine: Engine,
+        parameters: ParameterSet,
+        config: ExchangeConfig,
+        priority: int,
     ) -> None:
         super().__init__(bucket)
-        self.counted = self.owned if engine.rank == 0 else ()
+        self.counted = self.owned if engine.rank == replicas[0] else ()
         self._sum = prepare_allreduce(
             engine,
             parameters.grads[bucket.start : bucket.stop],
@@ -26,6 +34,7 @@ class AllreduceCarrier(Carrier):
             label=f"gradient sum of {self.label}",
             priority=priority,
             wire=config.wire,
+            ranks=replicas,
         )
 
     @property

@@ -94,4 +94,4 @@ class Carrier:
         """Start telling the other ranks the parameters of `owned`."""
 
     def collect(self, flat: Array) -> None:
-        """Complete rank 0's copy of this carrier's stretch of a vector of which each rank has the `owned` part."""
+        """Complete the first replica's copy of this stretch of a vector of which each has the `owned` part."""

@@ -80,7 +80,7 @@ class Exchange:
     @property
     def owns_whole_tensors(self) -> bool:
         """Whether `owned` has every tensor, rather than slices of some."""
-        return all(carrier.owns_whole_tensors for carrier in self.carriers)
+        return all(carrier.owns_whole_tensors and carrier.bucket.cut == 1 for carrier in self.carriers)
 
     def parameters_needed(self, layer: str) -> None:
         """Return once the parameters of `layer` are current."""
@@ -141,7 +141,7 @@ class Exchange:
         self._wait_until(lambda: all(carrier.published for carrier in self.carriers), "all parameters")
 
     def collect(self, flat: Array) -> None:
-        """Complete rank 0's copy of a vector of which every rank has its `owned` stretches (collective)."""
+        """Complete the first replicas' copies of a vector of which each rank has the `owned` stretches (collective)."""
         for carrier in self.carriers:
             carrier.collect(flat)
 

@@ -13,11 +13,13 @@ Rajbhandari et al., "ZeRO: memory optimizations toward training trillion paramet
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hpcnn import geometry
 from hpcnn.arrays import Array
 from hpcnn.comm.collective import Collective
 from hpcnn.comm.engine import Engine
-from hpcnn.comm.persistent import prepare_allgather, prepare_reduce_scatter
+from hpcnn.comm.persistent import among, prepare_allgather, prepare_reduce_scatter
 from hpcnn.config import ExchangeConfig
 from hpcnn.geometry import Block
 from hpcnn.nn.parameter import ParameterSet
@@ -27,17 +29,25 @@ from hpcnn.plan.buckets import Bucket
 
 
 class ShardedCarrier(Carrier):
-    """Reduce-scatter of a bucket's gradients, all-gather of its parameters; rank r owns the r-th slice."""
+    """Reduce-scatter of a bucket's gradients, all-gather of its parameters; each replica owns a slice."""
 
     owns_whole_tensors = False
 
     def __init__(
-        self, bucket: Bucket, engine: Engine, parameters: ParameterSet, config: ExchangeConfig, priority: int
+        self,
+        bucket: Bucket,
+        replicas: Sequence[int],
+        engine: Engine,
+        parameters: ParameterSet,
+        config: ExchangeConfig,
+        priority: int,
     ) -> None:
         super().__init__(bucket)
         self._engine = engine
-        self._bounds = [block.start for block in geometry.blocks(bucket.size, engine.size)] + [bucket.size]
-        first, last = self._bounds[engine.rank : engine.rank + 2]
+        self._replicas = replicas
+        self._number = replicas.index(engine.rank)
+        self._bounds = [block.start for block in geometry.blocks(bucket.size, len(replicas))] + [bucket.size]
+        first, last = self._bounds[self._number : self._number + 2]
         self.owned = self.counted = (Block(bucket.start + first, bucket.start + last),)
         self._sum = prepare_reduce_scatter(
             engine,
@@ -47,6 +57,7 @@ class ShardedCarrier(Carrier):
             label=f"gradient slices of {self.label}",
             priority=priority,
             wire=config.wire,
+            ranks=replicas,
         )
         self._gather = prepare_allgather(
             engine,
@@ -55,6 +66,7 @@ class ShardedCarrier(Carrier):
             config.algorithm,
             label=f"parameters of {self.label}",
             priority=priority,
+            ranks=replicas,
         )
 
     @property
@@ -76,7 +88,6 @@ class ShardedCarrier(Carrier):
         self._gather.start()
 
     def collect(self, flat: Array) -> None:
-        """Send the slices to rank 0."""
-        engine = self._engine
-        schedule = schedules.gather(engine.rank, engine.size, 0, self._bounds)
-        engine.run(schedule, flat[self.bucket.start : self.bucket.stop], f"state of {self.label}")
+        """Send the slices to the first replica."""
+        schedule = among(schedules.gather(self._number, len(self._replicas), 0, self._bounds), self._replicas)
+        self._engine.run(schedule, flat[self.bucket.start : self.bucket.stop], f"state of {self.label}")

@@ -11,9 +11,10 @@ import pytest
 from hpcnn.config import DataConfig
 from hpcnn.data import MemoryDataSet, open_data
 from hpcnn.data.hdf5 import Hdf5DataSet
-from hpcnn.data.loader import Batch, Loader, evaluation_batches
+from hpcnn.data.loader import Batch, Loader, Part, evaluation_batches
 from hpcnn.data.sampler import epoch_order
 from hpcnn.errors import DataError
+from hpcnn.geometry import Block, split
 
 AUGMENTED = DataConfig(crop_padding=2, flip=True, shuffle_block=4)
 
@@ -26,8 +27,15 @@ def data() -> MemoryDataSet:
     return MemoryDataSet(images, random.integers(0, 4, 50), names, np.full(3, 0.5), np.full(3, 0.25))
 
 
+def part(num_samples: int, shape: tuple[int, ...], rank: int = 0, size: int = 1) -> Part:
+    block = split(num_samples, size, rank)
+    return Part.whole(num_samples, shape)._replace(samples=block, labels=block)
+
+
 def batches(data: Any, config: DataConfig = AUGMENTED, **options: Any) -> list[Batch]:
-    settings = {"global_batch": 12, "seed": 1, "rank": 0, "size": 1, "first_step": 0, "num_steps": 9} | options
+    settings = {"global_batch": 12, "seed": 1, "first_step": 0, "num_steps": 9} | options
+    own = (settings.pop("rank", 0), settings.pop("size", 1))
+    settings.setdefault("part", part(settings["global_batch"], data.image_shape, *own))
     with Loader(data, config, **settings) as loader:
         return list(loader)
 
@@ -39,7 +47,10 @@ def assert_equal(expected: list[Batch], actual: list[Batch]) -> None:
 
 
 def join(parts: list[Batch]) -> Batch:
-    return Batch(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels", "samples")))
+    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    for part in parts:
+        np.testing.assert_array_equal(parts[0].samples, part.samples)
+    return Batch(images, labels, parts[0].samples)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 12])
@@ -87,7 +98,9 @@ def test_a_read_error_reaches_the_step_that_wanted_the_rows(make_file, prefetch:
     with Hdf5DataSet(path) as data:
         os.truncate(path, data._offset + 30 * 60)
         with (
-            Loader(data, config, global_batch=8, seed=1, rank=0, size=1, first_step=0, num_steps=5) as loader,
+            Loader(
+                data, config, global_batch=8, seed=1, part=part(8, data.image_shape), first_step=0, num_steps=5
+            ) as loader,
             pytest.raises(DataError, match=r"a.h5' ends inside image 3\d"),
         ):
             got.extend(loader)
@@ -96,30 +109,43 @@ def test_a_read_error_reaches_the_step_that_wanted_the_rows(make_file, prefetch:
 
 def test_leaving_early_ends_the_thread(data: MemoryDataSet) -> None:
     before = threading.active_count()
-    with Loader(data, AUGMENTED, global_batch=2, seed=1, rank=0, size=1, first_step=0, num_steps=10**9) as loader:
+    with Loader(
+        data, AUGMENTED, global_batch=2, seed=1, part=part(2, data.image_shape), first_step=0, num_steps=10**9
+    ) as loader:
         next(iter(loader))
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
     loader.close()
 
 
-def test_batches_too_large_or_too_small_are_refused(data: MemoryDataSet) -> None:
+def test_batches_too_large_are_refused(data: MemoryDataSet) -> None:
     with pytest.raises(DataError, match=r"global_batch .=51. is larger than the training set .=50"):
         batches(data, global_batch=51)
-    with pytest.raises(DataError, match=r"global_batch .=3. is smaller than the number of ranks .=4"):
-        batches(data, global_batch=3, size=4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("count", [1, 3, 50])
 def test_evaluation_sees_every_image_once_and_in_order(data: MemoryDataSet, size: int, count: int) -> None:
     some = MemoryDataSet(data.images[:count], data.labels[:count], data.class_names, data.mean, data.std)
-    parts = [part for rank in range(size) for part in evaluation_batches(some, 7, rank, size)]
-    assert all(1 <= len(part.samples) <= 7 for part in parts)
-    whole = join(parts)
-    np.testing.assert_array_equal(np.arange(count), whole.samples)
-    np.testing.assert_array_equal(some.labels, whole.labels)
-    np.testing.assert_allclose((some.images / 255 - 0.5) / 0.25, whole.images, atol=1e-5)
+    ranks = [
+        evaluation_batches(some, 7, lambda n, rank=rank: part(n, some.image_shape, rank, size)) for rank in range(size)
+    ]
+    chunks = [join(list(parts)) for parts in zip(*ranks, strict=True)]
+    assert [7] * (len(chunks) - 1) == [len(chunk.samples) for chunk in chunks[:-1]]
+    np.testing.assert_array_equal(np.arange(count), np.concatenate([chunk.samples for chunk in chunks]))
+    np.testing.assert_array_equal(some.labels, np.concatenate([chunk.labels for chunk in chunks]))
+    images = np.concatenate([chunk.images for chunk in chunks])
+    np.testing.assert_allclose((some.images / 255 - 0.5) / 0.25, images, atol=1e-5)
+
+
+def test_a_tile_is_cut_out_after_the_whole_image_was_augmented(data: MemoryDataSet) -> None:
+    tile = Part(samples=Block(3, 9), rows=Block(1, 4), columns=Block(2, 5), labels=Block(0, 5))
+    for whole, own in zip(batches(data), batches(data, part=tile), strict=True):
+        np.testing.assert_array_equal(whole.images[3:9, 1:4, 2:5], own.images)
+        np.testing.assert_array_equal(whole.labels[:5], own.labels)
+        np.testing.assert_array_equal(whole.samples, own.samples)
+    nothing = Part(*[Block(0, 0)] * 3, labels=Block(0, 5))
+    assert batches(data, part=nothing)[0].images.shape == (0, 0, 0, 3)
 
 
 def test_several_ranks_read_one_file_each_with_its_own_handle(make_file, expected_rows, tmp_path: Path) -> None:

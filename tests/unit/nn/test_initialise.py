@@ -108,5 +108,5 @@ def test_biases_start_at_zero_and_batchnorm_at_identity() -> None:
 def test_every_weight_is_drawn() -> None:
     spec = models.build("resnet20", (32, 32, 3), 10)
     parameters = Model(spec, 1).parameters
-    assert [p.name for p in ParameterSet.of(spec).parameters] == [p.name for p in parameters.parameters]
+    assert [p.name for p in ParameterSet.of(spec.layers).parameters] == [p.name for p in parameters.parameters]
     assert all(np.count_nonzero(p.value) > 0.99 * p.value.size for p in parameters.parameters if p.decay)

@@ -27,7 +27,7 @@ def test_views_follow_one_another_in_the_flat_buffers() -> None:
 
 
 def test_weights_of_a_range_of_input_features_are_one_stretch() -> None:
-    parameters = ParameterSet.of(models.build("lenet5", (28, 28, 1), 10))
+    parameters = ParameterSet.of(models.build("lenet5", (28, 28, 1), 10).layers)
     parameters.values[:] = np.random.default_rng(0).normal(size=parameters.values.size)
     weight, (start, stop) = parameters["fc1/weight"].value, parameters.offsets["fc1/weight"]
     outputs, inputs = weight.shape
@@ -40,7 +40,7 @@ def test_weights_of_a_range_of_input_features_are_one_stretch() -> None:
 
 
 def test_filters_lie_in_the_order_of_their_axes() -> None:
-    parameters = ParameterSet.of(models.build("lenet5", (28, 28, 1), 10))
+    parameters = ParameterSet.of(models.build("lenet5", (28, 28, 1), 10).layers)
     parameters.values[:] = np.arange(parameters.values.size)
     start, stop = parameters.offsets["conv2/weight"]
     filters = parameters["conv2/weight"].value
@@ -87,7 +87,7 @@ def test_two_tensors_of_one_name_are_refused() -> None:
 
 
 def test_only_weights_decay() -> None:
-    parameters = ParameterSet.of(models.build("resnet20", (8, 8, 3), 10))
+    parameters = ParameterSet.of(models.build("resnet20", (8, 8, 3), 10).layers)
     decaying = {parameter.name.split("/")[1] for parameter in parameters.parameters if parameter.decay}
     exempt = {parameter.name.split("/")[1] for parameter in parameters.parameters if not parameter.decay}
     assert {"weight"} == decaying

@@ -17,7 +17,7 @@ def lenet() -> ModelSpec:
 
 @pytest.mark.parametrize(("batch", "ranks"), [(7, 3), (5, 5), (64, 1), (10, 4)])
 def test_every_sample_of_the_batch_belongs_to_exactly_one_rank(lenet: ModelSpec, batch: int, ranks: int) -> None:
-    layout = planner.make_plan(lenet, "data", ranks, batch).input_layout
+    layout = dict(planner.make_plan(lenet, "data", ranks, batch).layouts)["conv1"]
     owned = [position for rank in range(ranks) for position in range(*layout.samples(rank, batch))]
     assert owned == list(range(batch))
 
@@ -35,8 +35,10 @@ def test_a_saved_plan_reads_back_as_it_was(lenet: ModelSpec) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('layout = "data"', 'layout = "filter"', "layout .*filter.* is not supported"),
-        ("sample = 3", "sample = 2", "is not supported"),
+        ("sample = 3", "sample = 4", "layer 'conv1' has a grid of 4 ranks"),
+        ("sample = 3", "sample = 0", "must be at least 1"),
+        ("sample = 3", "samples = 3", "unknown key 'samples'"),
+        ("sample = 3", "sample = 1\nchannel = 2", "layer 'conv1' is cut along channels.* leaves out some of 3"),
         ('name = "conv1"', 'name = "conv9"', "layers are not those"),
         ("global_batch = 32", "global_batch = 16", "differs from train.global_batch"),
         ("ranks = 3", 'ranks = "three"', "not a plan file"),

@@ -1,0 +1,95 @@
+"""The one kind of movement: from boxes that ranks own to boxes that they need.
+
+A message is what one rank owns of what another needs. All-gather, scatter, all-to-all and halo exchange differ in their
+boxes only. The way back is the adjoint: the same messages turned round, and summed where they arrive; so the
+all-gather's is the reduce-scatter, and the halo exchange's the halo sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+from hpcnn.errors import PlanError
+from hpcnn.plan.layout import Box, intersect, volume
+
+
+class Parcel(NamedTuple):
+    """One message: a box of the tensor, to or from rank `peer`."""
+
+    peer: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class Movement:
+    """A redistribution of one tensor.
+
+    Parameters
+    ----------
+    source : sequence of Box
+        What each rank owns; no element has two owners.
+    target : sequence of Box
+        What each rank needs; boxes may overlap, and every element of them has an owner.
+    """
+
+    source: tuple[Box, ...]
+    target: tuple[Box, ...]
+
+    def sends(self, rank: int) -> list[Parcel]:
+        """Return what `rank` sends, nearest rank above first, so that not all begin with the same receiver."""
+        return self._parcels(rank, self.source[rank], self.target)
+
+    def receives(self, rank: int) -> list[Parcel]:
+        """Return what `rank` receives.
+
+        Raises
+        ------
+        PlanError
+            If nobody owns a part of what it needs.
+        """
+        parcels = self._parcels(rank, self.target[rank], self.source)
+        found = sum(volume(parcel.box) for parcel in parcels) + volume(self.kept(rank))
+        if found != volume(self.target[rank]):
+            raise PlanError(
+                f"movement: rank {rank} needs {volume(self.target[rank])} elements of which others and it own {found};"
+                " each must have one owner."
+            )
+        return parcels
+
+    def kept(self, rank: int) -> Box:
+        """Return what `rank` both owns and needs."""
+        return intersect(self.source[rank], self.target[rank])
+
+    def num_elements_sent(self, rank: int) -> int:
+        """Return how many elements `rank` sends; on the way back it receives as many."""
+        return sum(volume(parcel.box) for parcel in self.sends(rank))
+
+    def gathered(self) -> list[int] | None:
+        """Return the boundaries of a plain all-gather, in elements of the flattened tensor, if that is what it is.
+
+        It is one if all ranks need the same box, and the boxes that they own are rows of it, rank after rank.
+        """
+        whole = self.target[0]
+        if not volume(whole) or any(box != whole for box in self.target):
+            return None
+        position, bounds = whole[0].start, [0]
+        width = prod(block.size for block in whole[1:])
+        for box in self.source:
+            if volume(box):
+                if box[0].start != position or box[1:] != whole[1:]:
+                    return None
+                position = box[0].stop
+            bounds.append((position - whole[0].start) * width)
+        return bounds if position == whole[0].stop and all(a <= b for a, b in pairwise(bounds)) else None
+
+    @staticmethod
+    def _parcels(rank: int, mine: Box, others: Sequence[Box]) -> list[Parcel]:
+        if not volume(mine):
+            return []
+        size = len(others)
+        shared = ((peer, intersect(mine, others[peer])) for peer in ((rank + i) % size for i in range(1, size)))
+        return [Parcel(peer, box) for peer, box in shared if volume(box)]

@@ -1,0 +1,302 @@
+"""What every rank owns, computes and reads of every layer, for a batch of N samples.
+
+A rank owns a box of each layer's output, by the layer's layout. It computes that box, or a larger one where a layer
+above is fused to this one: then it makes the border that it will read itself, instead of fetching it. What it reads of
+the inputs follows from the layer's window. What it reads and has not computed is moved, from the owners.
+
+Backward goes the same ways reversed. A rank has the gradient of what it computed in as far as its own outputs depend on
+it; where forward moved, these parts are summed at the owners, and where it did not, they stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from hpcnn.arrays import Padding
+from hpcnn.errors import PlanError
+from hpcnn.geometry import NO_PADDING, Block, blocks
+from hpcnn.plan.layout import Box, Layout, contains, hull, volume
+from hpcnn.plan.movement import Movement
+from hpcnn.spec import (
+    INPUT,
+    BatchNormSpec,
+    ConvSpec,
+    DropoutSpec,
+    FlattenSpec,
+    GlobalAveragePoolSpec,
+    LayerSpec,
+    LinearSpec,
+    ModelSpec,
+    Part,
+    PoolSpec,
+    ShortcutSpec,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """One layer on all ranks; boxes by rank.
+
+    Attributes
+    ----------
+    owned : tuple of Box
+        Of the output; together they cover it once.
+    computed : tuple of Box
+        Of the output: what the rank makes.
+    needed : tuple of Box
+        Of each input: what it reads.
+    moved : tuple of bool
+        For each input, whether it is moved from its owners, rather than cut out of what the rank computed.
+    """
+
+    owned: tuple[Box, ...]
+    computed: tuple[Box, ...]
+    needed: tuple[Box, ...]
+    moved: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """All layers of a model.
+
+    Attributes
+    ----------
+    layers : dict of str to Placed
+        By name.
+    images : tuple of Box
+        What each rank reads of the images, as they come from the loader.
+    loss : tuple of Box
+        Whole rows of the logits, for which each rank computes the loss.
+    loss_moved : bool
+        Whether they are moved.
+    """
+
+    layers: Mapping[str, Placed]
+    images: tuple[Box, ...]
+    loss: tuple[Box, ...]
+    loss_moved: bool
+
+    def movement(self, layer: str, source: str) -> Movement:
+        """Return how what `layer` reads of `source` reaches it."""
+        return Movement(self.layers[source].owned, self.layers[layer].needed)
+
+
+def place(
+    model: ModelSpec, layouts: Mapping[str, Layout], fused: frozenset[str], ranks: int, num_samples: int
+) -> Placement:
+    """Return the placement of a model.
+
+    Parameters
+    ----------
+    layouts : dict of str to Layout
+        Of every layer's output.
+    fused : set of str
+        Layers whose inputs their ranks compute themselves, borders included.
+    ranks, num_samples : int
+        P and N.
+
+    Raises
+    ------
+    PlanError
+        If a layer cannot be split as asked.
+    """
+    for layer in model.layers:
+        check(layer, layouts[layer.name], ranks)
+    cuts = _cuts(model, layouts)
+    owned = {
+        layer.name: layouts[layer.name].boxes(ranks, num_samples, layer.output_shape, *cuts.get(layer.name, ()))
+        for layer in model.layers
+    }
+    readers: dict[str, list[str]] = {}
+    computed: dict[str, tuple[Box, ...]] = {}
+    needed: dict[str, tuple[Box, ...]] = {}
+    for layer in reversed(model.layers):
+        name = layer.name
+        wanted = [owned[name], *(needed[reader] for reader in readers.get(name, ()) if reader in fused)]
+        computed[name] = tuple(map(hull, zip(*wanted, strict=True)))
+        if isinstance(layer, BatchNormSpec) and computed[name] != owned[name]:
+            raise PlanError(
+                f"plan: '{name}' is a batch norm, whose statistics take every position once; the layers that read it"
+                " cannot be fused to it where they overlap. Set fused = false for them."
+            )
+        if any(more[-1] != own[-1] for more, own in zip(computed[name], owned[name], strict=True) if volume(own)):
+            raise PlanError(
+                f"plan: '{name}' is cut along channels, and a layer that is fused to it reads more of them than a rank"
+                " has filters for. Set fused = false for the layers that read it."
+            )
+        needed[name] = tuple(needs(layer, box) for box in computed[name])
+        for source in layer.inputs:
+            readers.setdefault(source, []).append(name)
+
+    def is_moved(source: str, boxes: Sequence[Box]) -> bool:
+        return not all(map(contains, computed[source], boxes))
+
+    placed = {
+        layer.name: Placed(
+            owned=owned[layer.name],
+            computed=computed[layer.name],
+            needed=needed[layer.name],
+            moved=tuple(source != INPUT and is_moved(source, needed[layer.name]) for source in layer.inputs),
+        )
+        for layer in model.layers
+    }
+    last = model.layers[-1]
+    loss = Layout(sample=ranks).boxes(ranks, num_samples, last.output_shape)
+    images = tuple(map(hull, zip(*(needed[reader] for reader in readers[INPUT]), strict=True)))
+    return Placement(layers=placed, images=images, loss=loss, loss_moved=is_moved(last.name, loss))
+
+
+def needs(layer: LayerSpec, box: Box) -> Box:
+    """Return what a layer reads of each input to make `box` of its output."""
+    shape = layer.input_shape
+    if not volume(box):
+        return (Block(0, 0),) * (1 + len(shape))
+    everything = tuple(Block(0, size) for size in shape)
+    match layer:
+        case ConvSpec():
+            return box[0], *_window(layer, box)[0], everything[2]
+        case PoolSpec():
+            return box[0], *_window(layer, box)[0], box[3]
+        case ShortcutSpec():
+            rows, columns = (
+                Block(block.start * step, (block.stop - 1) * step + 1)
+                for block, step in zip(box[1:3], layer.stride, strict=True)
+            )
+            channels = Block(min(box[3].start, shape[2]), min(box[3].stop, shape[2]))
+            return box[0], rows, columns, channels
+        case GlobalAveragePoolSpec():
+            return box[0], everything[0], everything[1], box[1]
+        case FlattenSpec() | LinearSpec():
+            return (box[0], *everything)
+    return box
+
+
+def padding(layer: LayerSpec, box: Box) -> Padding:
+    """Return the padding with which the box that `needs` names yields `box`: what of the window lies off the image."""
+    return _window(layer, box)[1] if isinstance(layer, ConvSpec | PoolSpec) and volume(box) else NO_PADDING
+
+
+def _window(layer: ConvSpec | PoolSpec, box: Box) -> tuple[tuple[Block, Block], Padding]:
+    """Return rows and columns that the windows of `box` lie on, and how far they stick out on each side."""
+    size = layer.kernel_size if isinstance(layer, ConvSpec) else layer.window
+    dilation = layer.dilation if isinstance(layer, ConvSpec) else (1, 1)
+    inside, outside = [], []
+    for axis in range(2):
+        block, step, before = box[1 + axis], layer.stride[axis], layer.padding[axis][0]
+        first = block.start * step - before
+        last = (block.stop - 1) * step - before + (size[axis] - 1) * dilation[axis] + 1
+        start, stop = max(first, 0), min(last, layer.input_shape[axis])
+        inside.append(Block(start, stop))
+        outside.append((start - first, last - stop))
+    return (inside[0], inside[1]), (outside[0], outside[1])
+
+
+def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
+    """Raise PlanError unless `layer` is known to be right under `layout` on so many ranks."""
+    tiles, channel = layout.height * layout.width, layout.channel
+
+    def refuse(what: str, fix: str) -> PlanError:
+        return PlanError(f"plan: layer '{layer.name}' {what}. {fix}")
+
+    if layout.ranks > ranks:
+        raise refuse(
+            f"has a grid of {layout.ranks} ranks {layout.grid}, and there are {ranks}", "Start more, or cut less."
+        )
+    if tiles > 1 and len(layer.output_shape) == 1:
+        raise refuse(
+            f"has {layer.output_shape[0]} features without rows and columns to cut", "Set height and width to 1."
+        )
+    if channel > 1 and layout.ranks != ranks:
+        raise refuse(
+            f"is cut along channels, and its grid of {layout.ranks} ranks leaves out some of {ranks}",
+            "Make the product of its parts the number of ranks.",
+        )
+    if channel > layer.output_shape[-1]:
+        raise refuse(
+            f"has {layer.output_shape[-1]} channels, too few for channel (={channel}) parts", "Cut it less often."
+        )
+    match layer:
+        case ConvSpec() if channel > 1 and layer.groups > 1:
+            raise refuse(
+                f"has filters in {layer.groups} groups, which this version does not split", "Set channel to 1."
+            )
+        case BatchNormSpec() if channel > 1 or layout.ranks != ranks:
+            raise refuse(
+                "is a batch norm, whose statistics this version takes over all ranks and whole channels",
+                "Cut samples, rows and columns only, on all ranks.",
+            )
+        case FlattenSpec() if channel > 1:
+            raise refuse("is a flatten, which keeps samples whole", "Cut samples only.")
+        case DropoutSpec() if len(layer.output_shape) > 1 and layout.ranks != layout.sample:
+            raise refuse("is a dropout of images, which keeps samples whole", "Cut samples only.")
+    if tiles > 1 and isinstance(layer, ConvSpec | PoolSpec):
+        size = layer.kernel_size if isinstance(layer, ConvSpec) else layer.window
+        dilation = layer.dilation if isinstance(layer, ConvSpec) else (1, 1)
+        for axis in range(2):
+            if max(layer.padding[axis]) > (size[axis] - 1) * dilation[axis]:
+                raise refuse(
+                    f"is padded by {max(layer.padding[axis])}, so far that whole windows lie off the image",
+                    "Cut samples or channels only.",
+                )
+
+
+def _cuts(model: ModelSpec, layouts: Mapping[str, Layout]) -> dict[str, tuple[tuple[Block, ...], tuple[Block, ...]]]:
+    """Return the parts of rows and columns of layers that are cut into tiles.
+
+    The tiles of a layer lie under those of the first layer that reads it, if that has the same grid: windows whose
+    stride is their size then need nothing from a neighbour. Otherwise they are as equal as can be.
+    """
+    first_reader: dict[str, LayerSpec] = {}
+    for layer in model.layers:
+        for source in layer.inputs:
+            first_reader.setdefault(source, layer)
+    cuts: dict[str, tuple[tuple[Block, ...], tuple[Block, ...]]] = {}
+    for layer in reversed(model.layers):
+        layout, shape = layouts[layer.name], layer.output_shape
+        if layout.height * layout.width == 1:
+            continue
+        reader = first_reader.get(layer.name)
+        if reader is not None and reader.name in cuts and _same_tiles(layout, layouts[reader.name]):
+            rows, columns = cuts[reader.name]
+            down, across = getattr(reader, "stride", (1, 1))
+            cuts[layer.name] = _under(rows, down, shape[0]), _under(columns, across, shape[1])
+        else:
+            cuts[layer.name] = blocks(shape[0], layout.height), blocks(shape[1], layout.width)
+    return cuts
+
+
+def _under(parts: Sequence[Block], step: int, size: int) -> tuple[Block, ...]:
+    """Return the parts of an axis of `size` whose windows, `step` apart, begin in each of `parts`."""
+    bounds = [0, *(min(part.stop * step, size) for part in parts[:-1]), size]
+    return tuple(Block(start, stop) for start, stop in pairwise(bounds))
+
+
+def _same_tiles(first: Layout, second: Layout) -> bool:
+    return (first.height, first.width) == (second.height, second.width)
+
+
+def part(layer: LayerSpec, layout: Layout, box: Box, rank: int) -> Part:
+    """Return what of a layer `rank` has, to compute `box` of the output of batches of any size.
+
+    Parameters
+    ----------
+    box : Box
+        What it computes; rows and columns matter, and where there are none the layer is never run.
+    """
+    last = layer.output_shape[-1]
+    own = blocks(last, layout.channel)[layout.place(rank)[3]] if layout.channel > 1 else Block(0, last)
+    match layer:
+        case ConvSpec():
+            local: LayerSpec = replace(layer, out_channels=own.size, padding=padding(layer, box))
+        case PoolSpec():
+            local = replace(layer, padding=padding(layer, box))
+        case LinearSpec():
+            local = replace(layer, out_features=own.size)
+        case ShortcutSpec() if volume(box):
+            read = needs(layer, box)
+            local = replace(layer, input_shape=(*layer.input_shape[:2], read[3].size), out_channels=own.size)
+        case _:
+            local = layer
+    return Part(local, own)

@@ -1,0 +1,31 @@
+"""What stands between the loader and the loop: the next batch, and how long the loop waited for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from hpcnn.data.loader import Batch
+from hpcnn.errors import HpcnnError
+from hpcnn.timeline import Timeline
+
+
+class Feed:
+    """The next batch of a loader, or the error that came instead, and how long the step waited for it."""
+
+    def __init__(self, batches: Iterator[Batch], timeline: Timeline) -> None:
+        self.wait_seconds = 0.0
+        self.error: HpcnnError | None = None
+        self._batches = batches
+        self._timeline = timeline
+
+    def fetch(self) -> None:
+        """Take the next batch; an error is kept for the ranks to agree on."""
+        begin = time.perf_counter()
+        try:
+            self.batch = next(self._batches)
+        except HpcnnError as error:
+            self.error = error
+        end = time.perf_counter()
+        self.wait_seconds += end - begin
+        self._timeline.add("wait for images", "wait", begin, end)

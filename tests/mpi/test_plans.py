@@ -1,0 +1,177 @@
+"""Every plan, whatever it cuts, trains the same network as one process that has the whole batch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from functools import cache
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from hpcnn import config as configuration
+from hpcnn.comm import World, start
+from hpcnn.comm.library import load, node_share
+from hpcnn.errors import PlanError
+from hpcnn.nn import models
+from hpcnn.nn.model import Model
+from hpcnn.parallel.exchange import make_exchange
+from hpcnn.parallel.program import Program
+from hpcnn.parallel.whole import Whole
+from hpcnn.plan import placement
+from hpcnn.plan.exchanges import choose_buckets
+from hpcnn.plan.layout import Layout
+from hpcnn.plan.planner import AXES, PRESETS, Plan, checked, make_plan
+from hpcnn.spec import ModelSpec
+from hpcnn.train import optimizers
+from hpcnn.train.update import StepUpdate
+from tests.checks import spmd_assert
+
+BATCH = 7
+SHAPES = {"lenet5": (28, 28, 1), "resnet20": (16, 16, 3), "vgg16-32": (32, 32, 3), "yolo16": (48, 32, 3)}
+SMALL = ("lenet5", "resnet20", "yolo16")  # VGG takes its time in double precision
+
+
+class Result(NamedTuple):
+    losses: np.ndarray
+    tensors: dict[str, np.ndarray]
+    state: dict[str, np.ndarray]
+
+
+@cache
+def world() -> World:
+    return start()
+
+
+@cache
+def alone() -> World:
+    """Return a world of this rank only."""
+    comm = load().COMM_SELF.Dup()
+    return World(comm, node_share(comm), 1)
+
+
+@cache
+def spec_of(name: str) -> ModelSpec:
+    return models.build(name, SHAPES[name], 10, 0.25)
+
+
+def train(on: World, spec: ModelSpec, plan: Plan, *overrides: str, steps: int = 3, dtype: type = np.float64) -> Result:
+    """Return the losses of some steps on random images, and on rank 0 the global parameters and momentum."""
+    config = configuration.load("lenet5", ["exchange.bucket_bytes=50000", "train.weight_decay=1e-3", *overrides])
+    settings = config.exchange
+    model = Model(spec, 3, dtype, plan.parts(spec, on.rank))
+    buckets = choose_buckets(
+        spec,
+        settings.kind,
+        bucket_bytes=settings.bucket_bytes,
+        ranks=on.size,
+        global_batch=plan.global_batch,
+        nodes=on.engine.nodes,
+        plan=plan,
+        rank=on.rank,
+    )
+    exchange = make_exchange(settings, spec, plan, buckets, model.parameters, on)
+    program = Program(model, plan, on, exchange, algorithm=settings.algorithm)
+    optimizer = optimizers.build(config.train, model.parameters)
+    route = program.route(plan.global_batch)
+    draw = np.random.default_rng(5)
+    losses = []
+    for step in range(steps):
+        images = draw.standard_normal((plan.global_batch, *spec.input_shape)).astype(dtype)
+        labels = draw.integers(0, 10, plan.global_batch)
+        own = images[tuple(slice(*block) for block in route.images)]
+        context = program.context(
+            training=True, seed=1, step=step, samples=np.arange(plan.global_batch), global_batch=plan.global_batch
+        )
+        update = StepUpdate(
+            optimizer,
+            0.02,
+            step,
+            clip_norm=config.train.clip_norm,
+            whole_tensors=exchange.owns_whole_tensors,
+            sum_over_ranks=program.sum_over_ranks,
+        )
+        losses.append(program.train_step(own, labels[slice(*route.labels)], context, update)[0])
+    exchange.settle()
+    for slot in optimizer.state.values():
+        exchange.collect(slot)
+    whole = Whole(model, plan, on)
+    tensors = {name: np.array(tensor) for name, tensor in whole.tensors(model.parameters.values).items()}
+    state = {name: np.array(tensor) for name, tensor in whole.tensors(optimizer.state["velocity"]).items()}
+    return Result(np.array(on.comm.allgather(losses)).sum(axis=0), tensors, state)
+
+
+@cache
+def serial(name: str, batch: int = BATCH, *overrides: str, steps: int = 3) -> Result:
+    spec = spec_of(name)
+    return train(alone(), spec, make_plan(spec, "data", 1, batch), *overrides, steps=steps)
+
+
+def assert_equal_training(found: Result, expected: Result, tolerance: float = 1e-9) -> None:
+    spmd_assert(world().comm, np.allclose(found.losses, expected.losses, rtol=tolerance))
+    if world().rank == 0:
+        for ours, theirs in ((found.tensors, expected.tensors), (found.state, expected.state)):
+            for name, tensor in theirs.items():
+                assert np.linalg.norm(ours[name] - tensor) <= tolerance * np.linalg.norm(tensor), name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_preset_trains_as_one_process_does(name, preset):
+    spec, steps, batch = spec_of(name), 3 if name in SMALL else 1, BATCH if name in SMALL else 5
+    found = train(world(), spec, make_plan(spec, preset, world().size, batch), steps=steps)
+    assert_equal_training(found, serial(name, batch, steps=steps))
+
+
+@pytest.mark.parametrize("preset", ["spatial", "model", "tiled-groups"])
+def test_fewer_samples_than_ranks_are_enough_where_images_or_filters_are_cut(preset):
+    spec = spec_of("yolo16")
+    plan = make_plan(spec, preset, world().size, 1)
+    assert_equal_training(train(world(), spec, plan), serial("yolo16", 1))
+
+
+@pytest.mark.parametrize("setting", ["kind=sharded", "kind=factors", "kind=auto", "algorithm=ring", "overlap=false"])
+@pytest.mark.parametrize("preset", ["hybrid", "model", "spatial"])
+def test_every_exchange_serves_cut_layers_too(preset, setting):
+    spec = spec_of("lenet5")
+    plan = make_plan(spec, preset, world().size, BATCH)
+    assert_equal_training(train(world(), spec, plan, f"exchange.{setting}"), serial("lenet5"))
+
+
+def test_the_norm_of_the_gradient_counts_every_part_once():
+    spec = spec_of("lenet5")
+    plan = make_plan(spec, "hybrid", world().size, BATCH)
+    clipped = "train.clip_norm=0.3"
+    assert_equal_training(train(world(), spec, plan, clipped), serial("lenet5", BATCH, clipped))
+
+
+def legal_mix(spec: ModelSpec, seed: int, ranks: int) -> Plan:
+    """Return a plan with a random grid for every layer, and random layers fused, as far as they are not refused."""
+    draw = np.random.default_rng([seed, ranks])
+    layouts = {}
+    for layer in spec.layers:
+        parts = itertools.product(range(1, ranks + 1), repeat=4)
+        grids = [grid for grid in parts if prod(grid) == ranks or (prod(grid) < ranks and draw.random() < 0.05)]
+        for index in draw.permutation(len(grids)):
+            layout = Layout(**dict(zip(AXES, grids[index], strict=True)))
+            with contextlib.suppress(PlanError):
+                placement.check(layer, layout, ranks)
+                layouts[layer.name] = layout
+                break
+    plan = Plan(model=spec.name, ranks=ranks, global_batch=BATCH, layouts=tuple(layouts.items()))
+    for layer in spec.layers:
+        if draw.random() < 0.4:
+            with contextlib.suppress(PlanError):
+                plan = checked(dataclasses.replace(plan, fused=plan.fused | {layer.name}), spec)
+    return plan
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", SMALL)
+def test_random_mixtures_of_layouts_train_as_one_process_does(name, seed):
+    spec = spec_of(name)
+    plan = legal_mix(spec, seed, world().size)
+    assert_equal_training(train(world(), spec, plan, steps=2), serial(name, BATCH, steps=2))
