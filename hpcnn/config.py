@@ -116,8 +116,10 @@ class TrainConfig:
 class PlanConfig:
     """How the layers are split over the ranks."""
 
-    preset: Literal["data"] = "data"
-    """data: every rank has all weights and its share of the batch. The only preset in this version."""
+    preset: Literal["data", "hybrid", "model", "spatial", "tiled-groups"] = "data"
+    """data: every rank has all weights and its share of the batch. hybrid: so do convolutions, and fully connected
+    layers are cut by output features. model: filters too are cut. spatial: images are cut into tiles. tiled-groups: so
+    are they, and ranks compute the borders of their tiles themselves from one pooling layer to the next."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

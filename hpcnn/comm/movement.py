@@ -7,7 +7,7 @@ to reader.
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -66,7 +66,11 @@ def prepare(
 
 
 class _Gather:
-    """Rows of one box, rank after rank, that all ranks need."""
+    """One box that all ranks need, each having a piece of it.
+
+    The pieces travel one after the other in one array. Where they are rows of the box, rank after rank, that array is
+    the box itself.
+    """
 
     def __init__(
         self,
@@ -78,30 +82,48 @@ class _Gather:
         label: str,
         priority: int,
     ) -> None:
+        whole = movement.target[0]
+        self._shape = extent(whole)
+        self._pieces = [
+            (slice(start, stop), within(box, whole), extent(box))
+            for box, (start, stop) in zip(movement.source, pairwise(bounds), strict=True)
+            if volume(box)
+        ]
+        width = volume(whole) // whole[0].size
+        self._rows = all(
+            box[1:] == whole[1:] and (box[0].start - whole[0].start) * width == start
+            for box, start in zip(movement.source, bounds, strict=False)
+            if volume(box)
+        )
         # The reader keeps what it got until it has its weights' gradient, which may be after gradients went back.
-        self._whole, self._grads = (arrays.empty(extent(movement.target[0]), dtype) for _ in range(2))
+        self._there, self._back = (arrays.empty(bounds[-1], dtype) for _ in range(2))
         self._mine = slice(*bounds[engine.rank : engine.rank + 2])
-        there, back = self._whole.reshape(-1), self._grads.reshape(-1)
-        self._there = prepare_allgather(engine, there, bounds, algorithm, label=label, priority=priority)
-        self._back = prepare_reduce_scatter(
-            engine, back, bounds, algorithm, label=f"gradient of {label}", priority=priority
+        self._gather = prepare_allgather(engine, self._there, bounds, algorithm, label=label, priority=priority)
+        self._sum = prepare_reduce_scatter(
+            engine, self._back, bounds, algorithm, label=f"gradient of {label}", priority=priority
         )
 
     def start(self, owned: Array) -> None:
-        self._whole.reshape(-1)[self._mine] = owned.reshape(-1)
-        self._there.start()
+        self._there[self._mine].reshape(owned.shape)[...] = owned
+        self._gather.start()
 
     def finish(self, owned: Array) -> Array:
-        self._there.wait()
-        return self._whole
+        self._gather.wait()
+        if self._rows:
+            return self._there.reshape(self._shape)
+        needed = arrays.empty(self._shape, self._there.dtype)
+        for piece, place, shape in self._pieces:
+            needed[place] = self._there[piece].reshape(shape)
+        return needed
 
     def start_back(self, needed: Array) -> None:
-        self._grads[...] = needed
-        self._back.start()
+        for piece, place, shape in self._pieces:
+            self._back[piece].reshape(shape)[...] = needed[place]
+        self._sum.start()
 
     def finish_back(self, needed: Array, owned: Array) -> None:
-        self._back.wait()
-        owned[...] = self._grads.reshape(-1)[self._mine].reshape(owned.shape)
+        self._sum.wait()
+        owned[...] = self._back[self._mine].reshape(owned.shape)
 
 
 class _Parcels:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import prod
+from itertools import accumulate
 from typing import NamedTuple
 
 from hpcnn.errors import PlanError
@@ -69,22 +68,15 @@ class Movement:
         return sum(volume(parcel.box) for parcel in self.sends(rank))
 
     def gathered(self) -> list[int] | None:
-        """Return the boundaries of a plain all-gather, in elements of the flattened tensor, if that is what it is.
+        """Return where the ranks' pieces begin and end, one after the other, if this is a plain all-gather.
 
-        It is one if all ranks need the same box, and the boxes that they own are rows of it, rank after rank.
+        It is one if all ranks need the same box and own pieces of it only.
         """
         whole = self.target[0]
-        if not volume(whole) or any(box != whole for box in self.target):
+        bounds = list(accumulate(map(volume, self.source), initial=0))
+        if not volume(whole) or bounds[-1] != volume(whole) or any(box != whole for box in self.target):
             return None
-        position, bounds = whole[0].start, [0]
-        width = prod(block.size for block in whole[1:])
-        for box in self.source:
-            if volume(box):
-                if box[0].start != position or box[1:] != whole[1:]:
-                    return None
-                position = box[0].stop
-            bounds.append((position - whole[0].start) * width)
-        return bounds if position == whole[0].stop and all(a <= b for a, b in pairwise(bounds)) else None
+        return bounds if all(intersect(box, whole) == box for box in self.source if volume(box)) else None
 
     @staticmethod
     def _parcels(rank: int, mine: Box, others: Sequence[Box]) -> list[Parcel]:

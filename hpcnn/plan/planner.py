@@ -89,13 +89,12 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
             f"plan: train.global_batch (={global_batch}) is smaller than the number of ranks (={ranks});"
             f" each rank needs at least one sample. Use at most {global_batch} ranks or a larger batch."
         )
-    layout = PRESETS[preset]
     return checked(
         Plan(
             model=model.name,
             ranks=ranks,
             global_batch=global_batch,
-            layouts=tuple((layer.name, layout(layer, ranks)) for layer in model.layers),
+            layouts=tuple(zip((layer.name for layer in model.layers), PRESETS[preset](model, ranks), strict=True)),
             fused=_fused_between_pools(model) if preset == "tiled-groups" else frozenset(),
         ),
         model,
@@ -108,15 +107,26 @@ def checked(plan: Plan, model: ModelSpec) -> Plan:
     return plan
 
 
-def _data(layer: LayerSpec, ranks: int) -> Layout:
-    return Layout(sample=ranks)
+def _data(model: ModelSpec, ranks: int) -> list[Layout]:
+    return [Layout(sample=ranks)] * len(model.layers)
 
 
-def _hybrid(layer: LayerSpec, ranks: int) -> Layout:
-    return _model(layer, ranks) if isinstance(layer, LinearSpec) else Layout(sample=ranks)
+def _hybrid(model: ModelSpec, ranks: int) -> list[Layout]:
+    """Return "data" up to the first fully connected layer, "model" from there on."""
+    linear = [isinstance(layer, LinearSpec) for layer in model.layers]
+    first = linear.index(True) if True in linear else len(linear)
+    return _data(model, ranks)[:first] + [_by_channel(layer, ranks) for layer in model.layers[first:]]
 
 
-def _model(layer: LayerSpec, ranks: int) -> Layout:
+def _model(model: ModelSpec, ranks: int) -> list[Layout]:
+    return [_by_channel(layer, ranks) for layer in model.layers]
+
+
+def _spatial(model: ModelSpec, ranks: int) -> list[Layout]:
+    return [_by_tile(layer, ranks) for layer in model.layers]
+
+
+def _by_channel(layer: LayerSpec, ranks: int) -> Layout:
     whole_samples = isinstance(layer, FlattenSpec) or (isinstance(layer, DropoutSpec) and len(layer.output_shape) > 1)
     grouped = isinstance(layer, ConvSpec) and layer.groups > 1
     if isinstance(layer, BatchNormSpec) or whole_samples or grouped or layer.output_shape[-1] < ranks:
@@ -124,7 +134,7 @@ def _model(layer: LayerSpec, ranks: int) -> Layout:
     return Layout(channel=ranks)
 
 
-def _spatial(layer: LayerSpec, ranks: int) -> Layout:
+def _by_tile(layer: LayerSpec, ranks: int) -> Layout:
     shape = layer.output_shape
     width = next(parts for parts in range(isqrt(ranks), 0, -1) if ranks % parts == 0)
     height = ranks // width
@@ -133,7 +143,7 @@ def _spatial(layer: LayerSpec, ranks: int) -> Layout:
     return Layout(height=height, width=width)
 
 
-PRESETS: dict[str, Callable[[LayerSpec, int], Layout]] = {
+PRESETS: dict[str, Callable[[ModelSpec, int], list[Layout]]] = {
     "data": _data,
     "hybrid": _hybrid,
     "model": _model,
