@@ -7,7 +7,8 @@ an hour of the machine falls on all. The table has medians over the settled step
 
     sudo -E scripts/bench_ddp.py --hosts 4 --cpu 0.45 --rate 1gbit 100mbit --document docs/benchmarks.md
 
-An exchange is named by its settings: `--exchange kind=allreduce,overlap=false kind=factors`.
+An exchange is named by its settings, a key without a section being one of `exchange`:
+`--exchange kind=allreduce,overlap=false kind=factors plan.preset=hybrid,algorithm=butterfly`.
 """
 
 from __future__ import annotations

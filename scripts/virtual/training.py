@@ -100,11 +100,14 @@ def num_parameters() -> int:
 
 
 def exchange_settings(text: str) -> dict[str, str]:
-    """Return keys and values of the configuration from words like "kind=sharded,overlap=false"."""
+    """Return keys and values of the configuration from words like "kind=sharded,overlap=false,plan.preset=hybrid".
+
+    A key without a section is one of `exchange`.
+    """
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(key and value for key, _, value in pairs):
         raise ClusterError(f"exchange (={text!r}) must be settings like 'kind=sharded,overlap=false'.")
-    return {f"exchange.{key}": value for key, _, value in pairs}
+    return {key if "." in key else f"exchange.{key}": value for key, _, value in pairs}
 
 
 def check(status: int, what: str, log: Any) -> None:
