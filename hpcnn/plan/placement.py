@@ -161,8 +161,10 @@ def needs(layer: LayerSpec, box: Box) -> Box:
             return box[0], *_window(layer, box)[0], box[3]
         case ShortcutSpec():
             rows, columns = (
-                Block(block.start * step, (block.stop - 1) * step + 1)
-                for block, step in zip(box[1:3], layer.stride, strict=True)
+                whole if block.size == made else Block(block.start * step, (block.stop - 1) * step + 1)
+                for block, step, whole, made in zip(
+                    box[1:3], layer.stride, everything, layer.output_shape, strict=False
+                )
             )
             channels = Block(min(box[3].start, shape[2]), min(box[3].stop, shape[2]))
             return box[0], rows, columns, channels
@@ -179,12 +181,19 @@ def padding(layer: LayerSpec, box: Box) -> Padding:
 
 
 def _window(layer: ConvSpec | PoolSpec, box: Box) -> tuple[tuple[Block, Block], Padding]:
-    """Return rows and columns that the windows of `box` lie on, and how far they stick out on each side."""
+    """Return rows and columns that the windows of `box` lie on, and how far they stick out on each side.
+
+    An axis that is not cut is read as it is, with what no window reaches.
+    """
     size = layer.kernel_size if isinstance(layer, ConvSpec) else layer.window
     dilation = layer.dilation if isinstance(layer, ConvSpec) else (1, 1)
     inside, outside = [], []
     for axis in range(2):
         block, step, before = box[1 + axis], layer.stride[axis], layer.padding[axis][0]
+        if block.size == layer.output_shape[axis]:
+            inside.append(Block(0, layer.input_shape[axis]))
+            outside.append(layer.padding[axis])
+            continue
         first = block.start * step - before
         last = (block.stop - 1) * step - before + (size[axis] - 1) * dilation[axis] + 1
         start, stop = max(first, 0), min(last, layer.input_shape[axis])
