@@ -31,7 +31,7 @@ from hpcnn.train.update import StepUpdate
 from tests.checks import spmd_assert
 
 BATCH = 7
-SHAPES = {"lenet5": (28, 28, 1), "resnet20": (16, 16, 3), "vgg16-32": (32, 32, 3), "yolo16": (48, 32, 3)}
+SHAPES = {"lenet5": (28, 28, 1), "resnet20": (16, 16, 3), "vgg11-32": (32, 32, 3), "yolo16": (48, 32, 3)}
 SMALL = ("lenet5", "resnet20", "yolo16")  # VGG takes its time in double precision
 
 
@@ -169,7 +169,29 @@ def legal_mix(spec: ModelSpec, seed: int, ranks: int) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("preset", ["data", "hybrid", "model"])
+def test_global_tensors_are_put_together_and_cut_again(preset):
+    on, spec = world(), spec_of("lenet5")
+    plan = make_plan(spec, preset, on.size, BATCH)
+    model = Model(spec, 3, np.float64, plan.parts(spec, on.rank))
+    state = {"velocity": model.parameters.values + 0.5}
+    whole, kept = Whole(model, plan, on), model.parameters.values.copy()
+    expected = Model(spec, 3, np.float64)
+    tensors, slots = whole.tensors(model.parameters.values), whole.tensors(state["velocity"])
+    if on.rank == 0:
+        for parameter in expected.parameters.parameters:
+            np.testing.assert_array_equal(parameter.value, tensors[parameter.name])
+            np.testing.assert_array_equal(parameter.value + 0.5, slots[parameter.name])
+    room, room_state = whole.room(state)
+    assert whole.is_cut == (preset != "data" and on.size > 1)
+    room.values[...] = -expected.parameters.values  # as if it had been read and broadcast
+    room_state["velocity"][...] = 2 * expected.parameters.values
+    whole.take(room, room_state, state)
+    spmd_assert(on.comm, np.array_equal(-kept, model.parameters.values))
+    spmd_assert(on.comm, np.array_equal(2 * kept, state["velocity"]))
+
+
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", SMALL)
 def test_random_mixtures_of_layouts_train_as_one_process_does(name, seed):
     spec = spec_of(name)
