@@ -68,21 +68,24 @@ def _describe(model: ModelSpec, plan: planner.Plan, config: configuration.Config
         f"{quantity(sum(layer.flops for layer in layers), 'flop')} a step on that rank\n"
     )
     table = format_table(
-        ("layer", "kind", "layout", "output", "parameters", "output B", "flop/step"),
+        ("layer", "kind", "layout", "output", "parameters", "output B", "fetched", "flop/step"),
         [
             (
                 layer.name,
                 layer.kind,
-                layer.layout,
+                layer.layout + ("*" if layer.name in plan.fused else ""),
                 "x".join(map(str, layer.output_shape)),
                 str(layer.num_parameters),
                 quantity(layer.activation_bytes),
+                quantity(layer.moved_bytes, "B") if layer.moved_bytes else "-",
                 quantity(layer.flops),
             )
             for layer in layers
         ],
         left=3,
     )
+    if plan.fused:
+        table += "\n* borders are computed here as well as by their owner, rather than fetched"
     return f"{head}\n{table}\n\n{_describe_exchange(model, plan, buckets, config.exchange.algorithm, machine)}"
 
 

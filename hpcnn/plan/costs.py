@@ -7,6 +7,7 @@ from math import prod
 
 from hpcnn.plan.buckets import FLOAT_BYTES
 from hpcnn.plan.layout import volume
+from hpcnn.plan.placement import Placement
 from hpcnn.plan.planner import Plan
 from hpcnn.spec import INPUT, LayerSpec, ModelSpec
 
@@ -22,6 +23,9 @@ class LayerCost:
     num_parameters: int
     activation_bytes: int
     flops: int
+    moved_bytes: int
+    """Fetched from other ranks in forward, by the rank that fetches most of rank 0, the middle and the last; gradients
+    go back by the same ways."""
 
 
 def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
@@ -30,7 +34,8 @@ def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
     Flops count forward, input gradient (not for layers that read only the images) and weight gradient.
     """
     costs = []
-    placed = plan.place(model, plan.global_batch).layers
+    placement = plan.place(model, plan.global_batch)
+    placed = placement.layers
     for layer, part, (_, layout) in zip(model.layers, plan.parts(model, 0), plan.layouts, strict=True):
         share = volume(placed[layer.name].computed[0]) / prod(layer.output_shape)
         passes = 2 if layer.inputs == (INPUT,) else 3
@@ -43,9 +48,21 @@ def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
                 num_parameters=part.spec.num_parameters,
                 activation_bytes=volume(placed[layer.name].computed[0]) * FLOAT_BYTES,
                 flops=round(passes * share * layer.forward_flops),
+                moved_bytes=FLOAT_BYTES * _most_fetched(placement, layer, plan.ranks),
             )
         )
     return tuple(costs)
+
+
+def _most_fetched(placement: Placement, layer: LayerSpec, ranks: int) -> int:
+    """Return the elements that a rank needs of the layer's inputs and has neither computed nor owned."""
+    moved = [
+        placement.movement(layer.name, source)
+        for source, moves in zip(layer.inputs, placement.layers[layer.name].moved, strict=True)
+        if moves
+    ]
+    looked_at = {0, ranks // 2, ranks - 1}
+    return max(sum(volume(way.target[rank]) - volume(way.kept(rank)) for way in moved) for rank in looked_at)
 
 
 def kind_of(layer: LayerSpec) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt
 from typing import Any
 
@@ -55,7 +56,14 @@ class Plan:
 
     def place(self, model: ModelSpec, num_samples: int) -> Placement:
         """Return what each rank owns, computes and reads of a batch of `num_samples`; PlanError if it cannot be."""
-        return placement.place(model, dict(self.layouts), self.fused, self.ranks, num_samples)
+        return _placed(model, self.layouts, self.fused, self.ranks, num_samples)
+
+
+@lru_cache(maxsize=8)  # the same few are asked for again and again, and large ones take seconds
+def _placed(
+    model: ModelSpec, layouts: tuple[tuple[str, Layout], ...], fused: frozenset[str], ranks: int, num_samples: int
+) -> Placement:
+    return placement.place(model, dict(layouts), fused, ranks, num_samples)
 
 
 def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> Plan:

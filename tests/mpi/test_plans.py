@@ -133,6 +133,13 @@ def test_fewer_samples_than_ranks_are_enough_where_images_or_filters_are_cut(pre
     assert_equal_training(train(world(), spec, plan), serial("yolo16", 1))
 
 
+@pytest.mark.parametrize("kind", ["sharded", "factors", "auto"])
+def test_exchanges_serve_ranks_without_samples(kind):
+    spec = spec_of("lenet5")
+    plan = make_plan(spec, "spatial", world().size, 2)
+    assert_equal_training(train(world(), spec, plan, f"exchange.kind={kind}"), serial("lenet5", 2))
+
+
 @pytest.mark.parametrize("setting", ["kind=sharded", "kind=factors", "kind=auto", "algorithm=ring", "overlap=false"])
 @pytest.mark.parametrize("preset", ["hybrid", "model", "spatial"])
 def test_every_exchange_serves_cut_layers_too(preset, setting):

@@ -115,17 +115,19 @@ class FactorsCarrier(Carrier):
         return (self._gather,)
 
     def input_ready(self, layer: str, x: Array) -> None:
-        """Send every rank its features of this rank's samples."""
-        for place, features in zip(self._places, self._features, strict=False):
-            block = x[:, features.start : features.stop]
-            self._work[place : place + block.size].reshape(block.shape)[...] = block
-        mine = self._features[self._engine.rank]
-        self._work[self._own_place].reshape(-1, mine.size)[...] = x[:, mine.start : mine.stop]
+        """Send every rank its features of this rank's samples, if it has any."""
+        if x.size:
+            for place, features in zip(self._places, self._features, strict=False):
+                block = x[:, features.start : features.stop]
+                self._work[place : place + block.size].reshape(block.shape)[...] = block
+            mine = self._features[self._engine.rank]
+            self._work[self._own_place].reshape(-1, mine.size)[...] = x[:, mine.start : mine.stop]
         self._inputs_travel.start()
 
     def error_ready(self, layer: str, error: Array) -> None:
-        """Send all ranks the errors of this rank's samples."""
-        self._errors[self._own_rows] = error
+        """Send all ranks the errors of this rank's samples, if it has any."""
+        if error.size:
+            self._errors[self._own_rows] = error
         self._errors_travel.start()
 
     def take(self) -> None:

@@ -61,3 +61,20 @@ def test_layer_costs_follow_the_formulas_of_a_convolution(lenet: ModelSpec) -> N
     assert by_name["conv1"].flops == 2 * samples * 2 * 28 * 28 * 6 * 5 * 5 * 1  # no gradient of the images
     assert by_name["conv2"].flops == 3 * samples * 2 * 10 * 10 * 16 * 5 * 5 * 6
     assert by_name["conv2"].activation_bytes == 4 * samples * 10 * 10 * 16
+
+
+def test_what_a_layer_fetches_counts_the_busiest_rank() -> None:
+    alexnet = models.build("alexnet", (227, 227, 3), 1000)
+    fetched = {
+        cost.name: cost.moved_bytes for cost in costs.layer_costs(alexnet, planner.make_plan(alexnet, "hybrid", 4, 128))
+    }
+    assert {"fc1": 4 * 9216 * 96, "fc2": 4 * 128 * 3072, "fc3": 4 * 128 * 3072} == {
+        name: count for name, count in fetched.items() if count
+    }
+
+
+@pytest.mark.parametrize("preset", planner.PRESETS)
+def test_every_preset_is_saved_and_read_back(lenet: ModelSpec, preset: str) -> None:
+    for ranks in (1, 2, 3, 4, 6):
+        plan = planner.make_plan(lenet, preset, ranks, 12)
+        assert planner.from_toml(planner.to_toml(plan), lenet, 12) == plan
