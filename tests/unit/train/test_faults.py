@@ -68,5 +68,6 @@ def test_a_rank_that_hangs_while_it_computes_is_named_with_the_bucket_and_the_st
     assert result.seconds < 40
     (line,) = result.errors
     assert "rank 1" in line
-    assert "fc2" in line
+    # It has joined the sum of fc3, but it does not look after what comes then either.
+    assert "fc2" in line or (kind == "sharded" and "'parameters of fc3'" in line)
     assert "while others were at step 5" in line  # gradients of step 4 travel behind it
