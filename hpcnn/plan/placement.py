@@ -130,6 +130,16 @@ def place(
         for source in layer.inputs:
             readers.setdefault(source, []).append(name)
 
+    for layer in model.layers:
+        for source in layer.inputs if layer.name in fused else ():
+            below, above = layouts.get(source), layouts[layer.name]
+            if below is not None and (below.sample, below.ranks) != (above.sample, above.ranks):
+                # Whoever has no sample of a small batch would compute another tile than of a large one.
+                raise PlanError(
+                    f"plan: '{layer.name}' is fused to '{source}', and their grids {above.grid} and {below.grid} cut"
+                    " samples differently. Set fused = false, or cut samples alike on as many ranks."
+                )
+
     def is_moved(source: str, boxes: Sequence[Box]) -> bool:
         return not all(map(contains, computed[source], boxes))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
@@ -97,13 +97,14 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
             f"plan: train.global_batch (={global_batch}) is smaller than the number of ranks (={ranks});"
             f" each rank needs at least one sample. Use at most {global_batch} ranks or a larger batch."
         )
+    layouts = dict(zip((layer.name for layer in model.layers), PRESETS[preset](model, ranks), strict=True))
     return checked(
         Plan(
             model=model.name,
             ranks=ranks,
             global_batch=global_batch,
-            layouts=tuple(zip((layer.name for layer in model.layers), PRESETS[preset](model, ranks), strict=True)),
-            fused=_fused_between_pools(model) if preset == "tiled-groups" else frozenset(),
+            layouts=tuple(layouts.items()),
+            fused=_fused_between_pools(model, layouts) if preset == "tiled-groups" else frozenset(),
         ),
         model,
     )
@@ -160,13 +161,13 @@ PRESETS: dict[str, Callable[[ModelSpec, int], list[Layout]]] = {
 }
 
 
-def _fused_between_pools(model: ModelSpec) -> frozenset[str]:
-    """Return the layers that do not read a pooling layer, a batch norm or the images."""
+def _fused_between_pools(model: ModelSpec, layouts: Mapping[str, Layout]) -> frozenset[str]:
+    """Return the tiled layers that read convolutions in the same tiles."""
     makes = {layer.name: layer for layer in model.layers}
     fused = set()
     for layer in model.layers:
-        sources = [makes.get(source) for source in layer.inputs]
-        if len(layer.output_shape) == 3 and all(isinstance(source, ConvSpec) for source in sources):
+        alike = all(layouts.get(source) == layouts[layer.name] for source in layer.inputs)
+        if alike and all(isinstance(makes[source], ConvSpec) for source in layer.inputs):
             fused.add(layer.name)
     return frozenset(fused)
 

@@ -211,6 +211,14 @@ def test_batch_norms_and_cut_channels_are_not_fused_over_borders() -> None:
         place(lenet, cut, frozenset({reader}), 2, 4)
 
 
+def test_fused_layers_cut_samples_alike() -> None:
+    vgg = models.build("vgg11-32", (32, 32, 3), 10)
+    layouts = {one.name: Layout(height=3, width=2) for one in vgg.layers[:2]}
+    layouts |= {one.name: Layout(sample=6) for one in vgg.layers[2:]}
+    with pytest.raises(PlanError, match=f"'{vgg.layers[2].name}' is fused to '{vgg.layers[1].name}', and their grids"):
+        place(vgg, layouts, frozenset({vgg.layers[2].name}), 6, 5)
+
+
 def test_tiles_lie_under_those_of_the_layer_above() -> None:
     model = yolo16((76, 76, 3), 10, batchnorm=False)
     placed = make_plan(model, "spatial", 3, 1).place(model, 1)
