@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from hpcnn.arrays import Shape
 from hpcnn.errors import PlanError
-from hpcnn.geometry import Block, blocks, split
+from hpcnn.geometry import Block, blocks
 
 Box: TypeAlias = tuple[Block, ...]
 """A block of indices for each axis, samples first."""
@@ -99,10 +99,6 @@ class Layout:
         rank, column = divmod(rank, self.width)
         sample, row = divmod(rank, self.height)
         return sample, row, column, channel
-
-    def samples(self, rank: int, global_batch: int) -> Block:
-        """Return the positions in the global batch that `rank` owns; uneven batches give the first ranks one more."""
-        return split(global_batch, self.sample, self.place(rank)[0])
 
     def boxes(
         self,

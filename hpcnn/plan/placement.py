@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from hpcnn.arrays import Padding
+from hpcnn.arrays import Padding, Pair
 from hpcnn.errors import PlanError
 from hpcnn.geometry import NO_PADDING, Block, blocks
 from hpcnn.plan.layout import Box, Layout, contains, hull, volume
@@ -195,8 +195,7 @@ def _window(layer: ConvSpec | PoolSpec, box: Box) -> tuple[tuple[Block, Block], 
 
     An axis that is not cut is read as it is, with what no window reaches.
     """
-    size = layer.kernel_size if isinstance(layer, ConvSpec) else layer.window
-    dilation = layer.dilation if isinstance(layer, ConvSpec) else (1, 1)
+    size, dilation = _kernel(layer)
     inside, outside = [], []
     for axis in range(2):
         block, step, before = box[1 + axis], layer.stride[axis], layer.padding[axis][0]
@@ -210,6 +209,11 @@ def _window(layer: ConvSpec | PoolSpec, box: Box) -> tuple[tuple[Block, Block], 
         inside.append(Block(start, stop))
         outside.append((start - first, last - stop))
     return (inside[0], inside[1]), (outside[0], outside[1])
+
+
+def _kernel(layer: ConvSpec | PoolSpec) -> tuple[Pair, Pair]:
+    """Return the rows and columns of a layer's window, and how far apart they lie."""
+    return (layer.kernel_size, layer.dilation) if isinstance(layer, ConvSpec) else (layer.window, (1, 1))
 
 
 def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
@@ -251,8 +255,7 @@ def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
         case DropoutSpec() if len(layer.output_shape) > 1 and layout.ranks != layout.sample:
             raise refuse("is a dropout of images, which keeps samples whole", "Cut samples only.")
     if tiles > 1 and isinstance(layer, ConvSpec | PoolSpec):
-        size = layer.kernel_size if isinstance(layer, ConvSpec) else layer.window
-        dilation = layer.dilation if isinstance(layer, ConvSpec) else (1, 1)
+        size, dilation = _kernel(layer)
         for axis in range(2):
             if max(layer.padding[axis]) > (size[axis] - 1) * dilation[axis]:
                 raise refuse(

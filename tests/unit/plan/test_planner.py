@@ -18,7 +18,7 @@ def lenet() -> ModelSpec:
 @pytest.mark.parametrize(("batch", "ranks"), [(7, 3), (5, 5), (64, 1), (10, 4)])
 def test_every_sample_of_the_batch_belongs_to_exactly_one_rank(lenet: ModelSpec, batch: int, ranks: int) -> None:
     layout = dict(planner.make_plan(lenet, "data", ranks, batch).layouts)["conv1"]
-    owned = [position for rank in range(ranks) for position in range(*layout.samples(rank, batch))]
+    owned = [position for own in layout.boxes(ranks, batch, (24, 24, 6)) for position in range(*own[0])]
     assert owned == list(range(batch))
 
 
