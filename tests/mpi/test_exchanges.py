@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hpcnn import config as configuration
-from hpcnn.comm import World, start
-from hpcnn.comm.library import load, node_share
+from hpcnn.comm import World
+from hpcnn.comm.library import load
 from hpcnn.config import Config
 from hpcnn.errors import NumericsError
 from hpcnn.geometry import split
@@ -24,6 +24,7 @@ from hpcnn.plan.planner import make_plan
 from hpcnn.train import optimizers
 from hpcnn.train.update import StepUpdate
 from tests.checks import spmd_assert
+from tests.worlds import alone, world
 
 BATCH = 13  # uneven on 2 to 5 ranks
 KINDS_AND_AUTO = (*KINDS, "auto")
@@ -34,18 +35,6 @@ class Result(NamedTuple):
     values: np.ndarray
     state: dict[str, np.ndarray]
     program: Program
-
-
-@cache
-def world() -> World:
-    return start()
-
-
-@cache
-def alone() -> World:
-    """Return a world of this rank only."""
-    comm = load().COMM_SELF.Dup()
-    return World(comm, node_share(comm), 1)
 
 
 def make(on: World, config: Config, dtype: type = np.float32) -> Program:

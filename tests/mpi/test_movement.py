@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 
-from hpcnn.comm import World, movement, start
+from hpcnn.comm import movement
 from hpcnn.geometry import Block
 from hpcnn.plan.layout import Box, Layout, extent
 from hpcnn.plan.movement import Movement
 from tests.checks import spmd_assert
-
-
-@cache
-def world() -> World:
-    return start()
+from tests.worlds import world
 
 
 def random_layout(draw: np.random.Generator, ranks: int) -> Layout:

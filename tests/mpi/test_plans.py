@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from hpcnn import config as configuration
-from hpcnn.comm import World, start
-from hpcnn.comm.library import load, node_share
+from hpcnn.comm import World
 from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
@@ -29,6 +28,7 @@ from hpcnn.spec import ModelSpec
 from hpcnn.train import optimizers
 from hpcnn.train.update import StepUpdate
 from tests.checks import spmd_assert
+from tests.worlds import alone, world
 
 BATCH = 7
 SHAPES = {"lenet5": (28, 28, 1), "resnet20": (16, 16, 3), "vgg11-32": (32, 32, 3), "yolo16": (48, 32, 3)}
@@ -39,18 +39,6 @@ class Result(NamedTuple):
     losses: np.ndarray
     tensors: dict[str, np.ndarray]
     state: dict[str, np.ndarray]
-
-
-@cache
-def world() -> World:
-    return start()
-
-
-@cache
-def alone() -> World:
-    """Return a world of this rank only."""
-    comm = load().COMM_SELF.Dup()
-    return World(comm, node_share(comm), 1)
 
 
 @cache
