@@ -12,14 +12,18 @@ import numpy as np
 
 from hpcnn import ops
 from hpcnn.analysis.profile_links import Meter, classes_of, measure_crossing, measure_link, significant
-from hpcnn.comm.collectives import allreduce
+from hpcnn.analysis.stopwatch import Stopwatch
 from hpcnn.comm.library import load
+from hpcnn.comm.persistent import prepare_allreduce
 from hpcnn.comm.world import World
 from hpcnn.errors import CommError
 from hpcnn.plan.machine import Link, Machine, Measured, Rates
 
 MAX_BYTES = 64 << 20
 """Longest message."""
+
+BESIDE_BYTES, BESIDE_S = 1 << 20, 1.0
+"""What travels, again and again, beside a computation of about so many seconds."""
 
 
 def profile(
@@ -46,7 +50,8 @@ def profile(
     if world.size == 1:
         raise CommError("profile: a single rank exchanges no messages; at least 2 are needed. Use mpiexec -n 2.")
     nodes = world.engine.nodes if nodes is None else nodes
-    gamma, rates = _gamma(world), _rates(world)
+    watch = Stopwatch(world)
+    gamma, rates = _gamma(watch), _rates(world, watch)
     links: dict[str, Link | None] = {"node": None, "network": None}
     classes = classes_of(nodes)
     meter = Meter(world)
@@ -71,13 +76,13 @@ def profile(
     )
 
 
-def _gamma(world: World) -> float:
+def _gamma(watch: Stopwatch) -> float:
     """Return the seconds to add a byte's worth of float32, on the slowest of all ranks adding at once (collective)."""
     here, there = np.zeros(1 << 20, np.float32), np.ones(1 << 20, np.float32)
-    return _slowest(world, lambda: np.add(here, there, out=here), 9) / here.nbytes
+    return watch.seconds([lambda: np.add(here, there, out=here)])[0] / here.nbytes
 
 
-def _rates(world: World) -> Rates:
+def _rates(world: World, watch: Stopwatch) -> Rates:
     """Return how fast a rank computes typical layers while all do (collective)."""
     generator = np.random.default_rng(1)
 
@@ -89,36 +94,73 @@ def _rates(world: World) -> Rates:
     rows, errors, weight = normal(32, 2048), normal(32, 2048), np.asfortranarray(normal(2048, 2048))
     linear_flops = 2 * len(rows) * weight.size
     value, grad, velocity = np.zeros((3, 1 << 21), np.float32)
+    few, large = normal(8), normal(1 << 22)
 
     def linear() -> None:
         ops.linear_forward(rows, weight)
         ops.linear_backward_input(errors, weight)
         ops.linear_backward_weight(rows, errors)
 
-    def rate(work: float, call: Callable[[], object]) -> float:
-        return significant(work / _slowest(world, call, 5))
-
+    works: list[tuple[float, Callable[[], object]]] = [
+        (conv_flops, lambda: ops.conv2d_forward(x, filters, padding=1)),
+        (conv_flops, lambda: ops.conv2d_backward_input(y, filters, (28, 28), padding=1)),
+        (conv_flops, lambda: ops.conv2d_backward_weight(x, y, (3, 3), padding=1)),
+        (3 * linear_flops, linear),
+        (5 * value.nbytes, lambda: ops.sgd_update(value, grad, velocity, lr=0.1, momentum=0.9)),
+        (2 * large.nbytes, lambda: ops.activation_forward(large, "relu")),
+    ]
+    times = watch.seconds([call for _, call in works], at_least_s=0.5)
+    forward, input_gradient, weight_gradient, fully, update, memory = (
+        significant(work / seconds) for (work, _), seconds in zip(works, times, strict=True)
+    )
     return Rates(
-        conv_forward_flops_per_s=rate(conv_flops, lambda: ops.conv2d_forward(x, filters, padding=1)),
-        conv_input_gradient_flops_per_s=rate(
-            conv_flops, lambda: ops.conv2d_backward_input(y, filters, (28, 28), padding=1)
+        conv_forward_flops_per_s=forward,
+        conv_input_gradient_flops_per_s=input_gradient,
+        conv_weight_gradient_flops_per_s=weight_gradient,
+        linear_flops_per_s=fully,
+        update_bytes_per_s=update,
+        memory_bytes_per_s=memory,
+        call_s=significant(watch.seconds([lambda: ops.activation_forward(few, "relu")])[0]),
+        beside_s_per_byte=significant(
+            max(0.0, _beside(world, watch, lambda: ops.conv2d_forward(x, filters, padding=1)))
         ),
-        conv_weight_gradient_flops_per_s=rate(conv_flops, lambda: ops.conv2d_backward_weight(x, y, (3, 3), padding=1)),
-        linear_flops_per_s=rate(3 * linear_flops, linear),
-        update_bytes_per_s=rate(5 * value.nbytes, lambda: ops.sgd_update(value, grad, velocity, lr=0.1, momentum=0.9)),
     )
 
 
-def _slowest(world: World, call: Callable[[], object], repeats: int) -> float:
-    """Return the median seconds of a call on the rank where that is longest (collective)."""
-    call()
-    times = []
-    for _ in range(repeats):
+def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> float:
+    """Return by how many seconds a byte that travels meanwhile lengthens a computation (collective)."""
+    array = np.zeros(BESIDE_BYTES // 4, np.float32)
+    travel = prepare_allreduce(world.engine, array, label="bytes beside computation")
+    world.engine.carry_on_in_background()
+
+    def there_and_back() -> None:
+        travel.start()
+        travel.wait()
+
+    compute_s = watch.seconds([compute])[0]
+    begin = time.perf_counter()
+    for _ in range(4):
+        there_and_back()
+    travel_s = watch.slowest([(time.perf_counter() - begin) / 4])[0]
+    count, starts = max(8, int(BESIDE_S / compute_s)), max(1, int(BESIDE_S / travel_s))
+    run_bytes = travel.traffic.num_bytes
+
+    def run(num_starts: int) -> tuple[float, int]:
+        """Return the seconds of the computation, and the bytes sent meanwhile."""
         world.barrier()
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    medians = np.zeros(world.size)
-    medians[world.rank] = statistics.median(times)
-    allreduce(world.comm, medians, "butterfly")
-    return float(medians.max())
+        begin, left = time.perf_counter(), num_starts
+        for _ in range(count):
+            if left and travel.done:
+                travel.start()
+                left -= 1
+            compute()
+        seconds, arrived = time.perf_counter() - begin, num_starts - left - (not travel.done)
+        travel.wait()
+        for _ in range(left):  # all ranks start it as often
+            there_and_back()
+        return seconds, arrived * run_bytes
+
+    alone = statistics.median(run(0)[0] for _ in range(3))
+    together = [run(starts) for _ in range(3)]
+    rates = [(seconds - alone) / max(1, num_bytes) for seconds, num_bytes in together]
+    return watch.slowest([statistics.median(rates)])[0]

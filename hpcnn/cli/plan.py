@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from hpcnn import config as configuration
@@ -13,8 +14,11 @@ from hpcnn.nn import models
 from hpcnn.plan import costs, planner
 from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
 from hpcnn.plan.exchanges import bucket_loads, choose_buckets
-from hpcnn.plan.machine import DEFAULT, Machine
+from hpcnn.plan.machine import DEFAULT
 from hpcnn.plan.machine import load as load_machine
+from hpcnn.plan.prediction import Prediction, predict
+from hpcnn.plan.search import Runner, Search, plan_for, search_for
+from hpcnn.plan.site import Site
 from hpcnn.spec import ModelSpec
 
 MOST_RANKS = 64
@@ -27,30 +31,35 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("config", help="TOML file or preset")
     parser.add_argument("--ranks", type=int, required=True, help="number of MPI ranks")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--machine", type=Path, help="file of `hpcnn profile`, for what is chosen by time")
+    parser.add_argument("--machine", type=Path, help="file of `hpcnn profile`; default: an ordinary CPU cluster")
+    parser.add_argument("--ranks-per-node", type=int, default=1, metavar="K", help="default: 1")
     parser.add_argument("--save", type=Path, help="write the plan to this TOML file, for `train --plan`")
+    parser.add_argument("--plan", type=Path, metavar="FILE.toml", help="describe this saved plan instead")
+    parser.add_argument("--json", type=Path, help="write what is predicted to this file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; no MPI is started."""
-    if args.ranks < 1:
-        raise PlanError(f"plan: --ranks (={args.ranks}) must be at least 1.")
+    if args.ranks < 1 or args.ranks_per_node < 1:
+        raise PlanError(
+            f"plan: --ranks (={args.ranks}) and --ranks-per-node (={args.ranks_per_node}) must be at least 1."
+        )
     config = configuration.load(args.config, args.set)
     with open_data(config.data, "train") as data:
         model = models.build(config.model.name, data.image_shape, data.num_classes, config.model.dropout)
-    plan = planner.make_plan(model, config.plan.preset, args.ranks, config.train.global_batch)
     machine_file = args.machine or config.exchange.machine
     machine = load_machine(machine_file) if machine_file else DEFAULT
-    print(_describe(model, plan, config, machine))
-    if args.save:
-        args.save.write_text(planner.to_toml(plan))
-        print(f"saved {args.save}")
-    return 0
-
-
-def _describe(model: ModelSpec, plan: planner.Plan, config: configuration.Config, machine: Machine) -> str:
-    layers = costs.layer_costs(model, plan)
-    share = plan.place(model, plan.global_batch).images[0][0].size
+    site = Site.of(config, machine, tuple(rank // args.ranks_per_node for rank in range(args.ranks)))
+    search = None
+    if args.plan is not None:
+        plan = planner.from_toml(_text(args.plan), model, config.train.global_batch)
+    elif config.plan.preset == "auto":
+        search = search_for(config, model, site)
+        plan = search.plan
+    else:
+        plan = plan_for(config, model, site)
+    if plan.ranks != args.ranks:
+        raise PlanError(f"plan: made for {plan.ranks} ranks and --ranks is {args.ranks}; both must be equal.")
     buckets = choose_buckets(
         model,
         config.exchange.kind,
@@ -58,39 +67,107 @@ def _describe(model: ModelSpec, plan: planner.Plan, config: configuration.Config
         ranks=plan.ranks,
         global_batch=plan.global_batch,
         machine=machine,
+        nodes=site.nodes,
         plan=plan,
     )
+    predicted = predict(model, plan, buckets, site)
+    print(_describe(model, plan, predicted, search))
+    print(f"\n{_describe_exchange(model, plan, buckets, config.exchange.algorithm, site)}")
+    if args.save:
+        args.save.write_text(planner.to_toml(plan))
+        print(f"saved {args.save}")
+    if args.json:
+        args.json.write_text(json.dumps(_as_json(predicted, search), indent=1) + "\n")
+    return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"plan: cannot read '{path}': {error}.") from None
+
+
+def _as_json(predicted: Prediction, search: Search | None) -> dict[str, object]:
+    numbers = {name: getattr(predicted, name) for name in ("step_s", "compute_s", "exposed_s", "memory_bytes")}
+    if search is None:
+        return numbers
+    presets = {name: {"kind": one.kind, "step_s": one.prediction.step_s} for name, one in search.presets.items()}
+    return numbers | {"kind": search.best.kind, "presets": presets}
+
+
+def _describe(model: ModelSpec, plan: planner.Plan, predicted: Prediction, search: Search | None) -> str:
+    layers = costs.layer_costs(model, plan)
+    share = plan.place(model, plan.global_batch).images[0][0].size
     head = (
         f"{model.name}: {quantity(model.num_parameters)} parameters,"
         f" {quantity(model.forward_flops, 'flop')} a sample forward\n"
         f"{plan.ranks} ranks, global batch {plan.global_batch}, largest share {share} samples, "
         f"{quantity(sum(layer.activation_bytes for layer in layers), 'B')} of outputs and "
         f"{quantity(sum(layer.flops for layer in layers), 'flop')} a step on that rank\n"
+        f"predicted: {quantity(predicted.step_s, 's')} a step, of which {quantity(predicted.compute_s, 's')} computing"
+        f" and {quantity(predicted.exposed_s, 's')} waiting for messages; {quantity(predicted.memory_bytes, 'B')} of"
+        " arrays\n"
     )
-    table = format_table(
-        ("layer", "kind", "layout", "output", "parameters", "output B", "fetched", "flop/step"),
-        [
-            (
-                layer.name,
-                layer.kind,
-                layer.layout + ("*" if layer.name in plan.fused else ""),
-                "x".join(map(str, layer.output_shape)),
-                str(layer.num_parameters),
-                quantity(layer.activation_bytes),
-                quantity(layer.moved_bytes, "B") if layer.moved_bytes else "-",
-                quantity(layer.flops),
-            )
-            for layer in layers
-        ],
-        left=3,
-    )
+    runners = search.runners() if search is not None else {}
+    columns = ["layer", "kind", "layout", "output", "parameters", "output B", "flop/step", "messages", "sent"]
+    columns += ["compute ms", "waits ms"] + (["instead: slower by"] if search is not None else [])
+    rows = []
+    for layer, time in zip(layers, predicted.layers, strict=True):
+        row = [
+            layer.name,
+            layer.kind,
+            _layout(plan, layer.name),
+            "x".join(map(str, layer.output_shape)),
+            str(layer.num_parameters),
+            quantity(layer.activation_bytes),
+            quantity(layer.flops),
+            str(time.num_messages),
+            quantity(time.num_bytes, "B") if time.num_bytes else "-",
+            f"{1e3 * time.compute_s:.3g}",
+            f"{1e3 * time.exposed_s:.3g}",
+        ]
+        rows.append(row + ([_instead(runners.get(layer.name))] if search is not None else []))
+    table = format_table(columns, rows, left=3)
     if plan.fused:
         table += "\n* borders are computed here as well as by their owner, rather than fetched"
-    return f"{head}\n{table}\n\n{_describe_exchange(model, plan, buckets, config.exchange.algorithm, machine)}"
+    return f"{head}\n{table}" + ("" if search is None else f"\n\n{_describe_presets(search)}")
+
+
+def _layout(plan: planner.Plan, name: str) -> str:
+    """Return a layer's layout with its grid: "data 2 spatial 1x3*"."""
+    layout = dict(plan.layouts)[name]
+    parts = [("data", layout.sample, str(layout.sample)), ("filter", layout.channel, str(layout.channel))]
+    parts.insert(1, ("spatial", layout.height * layout.width, f"{layout.height}x{layout.width}"))
+    words = [f"{word} {text}" for word, number, text in parts if number > 1]
+    return (" ".join(words) or "one rank") + ("*" if name in plan.fused else "")
+
+
+def _instead(runner: Runner | None) -> str:
+    """Return the runner-up's layout and by what it would be slower, in the whole step."""
+    if runner is None:
+        return "-"
+    compute, waits = (f"{1e3 * seconds:+.3g}" for seconds in (runner.compute_s, runner.exposed_s))
+    return f"{_layout(runner.plan, runner.layer)}: {1e3 * runner.step_s:.3g} ms (compute {compute}, waits {waits})"
+
+
+def _describe_presets(search: Search) -> str:
+    best = search.best.prediction
+    rows = [
+        (name, one.kind, *_numbers(one.prediction), f"{one.prediction.step_s / best.step_s:.2f}")
+        for name, one in (*search.presets.items(), ("auto", search.best))
+    ]
+    columns = ("plan", "exchange", "step s", "compute s", "waits s", "arrays", "over auto")
+    return f"what was compared\n{format_table(columns, rows, left=2)}"
+
+
+def _numbers(one: Prediction) -> tuple[str, ...]:
+    times = (f"{seconds:.4g}" for seconds in (one.step_s, one.compute_s, one.exposed_s))
+    return (*times, quantity(one.memory_bytes, "B"))
 
 
 def _describe_exchange(
-    model: ModelSpec, plan: planner.Plan, buckets: tuple[Bucket, ...], algorithm: str, machine: Machine
+    model: ModelSpec, plan: planner.Plan, buckets: tuple[Bucket, ...], algorithm: str, site: Site
 ) -> str:
     rows = []
     for bucket in buckets:
@@ -99,7 +176,7 @@ def _describe_exchange(
             rows.append((*head, "-", "-", "-", "-"))
             continue
         everyone = [
-            bucket_loads(bucket, model, algorithm, rank, plan.ranks, plan.global_batch, machine)
+            bucket_loads(bucket, model, algorithm, rank, plan.ranks, plan.global_batch, site.machine, site.nodes)
             for rank in range(min(plan.ranks, MOST_RANKS))
         ]
         for loads in zip(*everyone, strict=True):

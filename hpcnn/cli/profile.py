@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import PlanError
 
 if TYPE_CHECKING:
-    from hpcnn.plan.machine import Link, Machine
+    from hpcnn.config import Config
+    from hpcnn.plan.machine import Link, Machine, Timing
+    from hpcnn.spec import ModelSpec
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,10 +26,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="time for the messages; on slow links long ones are left out"
     )
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="CONFIG", help="also time the layers of this model (repeatable)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of models")
+    parser.add_argument(
+        "--layer-seconds", type=float, default=120.0, help="time for the layers of a model (default: 120)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure on all ranks; rank 0 writes the file and prints what was found (collective)."""
+    from hpcnn import config as configuration
+    from hpcnn.analysis.profile_layers import profile_layers
     from hpcnn.analysis.profile_machine import profile
     from hpcnn.comm import start
     from hpcnn.plan.machine import to_toml
@@ -37,14 +49,29 @@ def run(args: argparse.Namespace) -> int:
         )
     world = start()
     with world.agreeing():
+        configs = [configuration.load(source, args.set) for source in args.model]
+        specs = [build_spec(config) for config in configs]
         if world.rank == 0:
             _write(args.out, None)  # a wrong path is worth knowing before the measurement
     machine = profile(world, max_bytes=args.max_bytes, seconds=args.seconds)
+    timings: tuple[Timing, ...] = ()
+    for spec, config in zip(specs, configs, strict=True):
+        timings += profile_layers(world, spec, config.train.global_batch, seconds=args.layer_seconds)
+    machine = replace(machine, timings=timings)
     with world.agreeing():
         if world.rank == 0:
             _write(args.out, to_toml(machine))
             print(f"{describe(machine)}\nwrote {args.out}")
     return 0
+
+
+def build_spec(config: Config) -> ModelSpec:
+    """Return the model that a configuration describes, for the images that it names."""
+    from hpcnn.data import open_data
+    from hpcnn.nn import models
+
+    with open_data(config.data, "train") as data:
+        return models.build(config.model.name, data.image_shape, data.num_classes, config.model.dropout)
 
 
 def describe(machine: Machine) -> str:
@@ -70,7 +97,10 @@ def describe(machine: Machine) -> str:
         f"a rank: convolutions {quantity(rates.conv_forward_flops_per_s, 'flop/s')} forward,"
         f" {quantity(rates.conv_input_gradient_flops_per_s, 'flop/s')} input gradient,"
         f" {quantity(rates.conv_weight_gradient_flops_per_s, 'flop/s')} weight gradient;"
-        f" linear {quantity(rates.linear_flops_per_s, 'flop/s')}; update {quantity(rates.update_bytes_per_s, 'B/s')}",
+        f" linear {quantity(rates.linear_flops_per_s, 'flop/s')}; update {quantity(rates.update_bytes_per_s, 'B/s')};"
+        f" memory {quantity(rates.memory_bytes_per_s, 'B/s')}; {rates.call_s * 1e6:.0f} us an operator;"
+        f" {rates.beside_s_per_byte * 1e9:.2f} ns longer for a byte sent meanwhile;"
+        f" {len(machine.timings)} layers timed",
         "",
         _table(machine),
     ]

@@ -15,11 +15,12 @@ factors      n in (P-1)/P + n out (P-1), then              FC: inputs and errors
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from hpcnn import geometry
+from hpcnn.errors import PlanError
 from hpcnn.plan import choice, schedules
 from hpcnn.plan.buckets import FLOAT_BYTES, SHORTEST_BUCKET_BYTES, Bucket, located, make_buckets
 from hpcnn.plan.layout import Layout
@@ -64,7 +65,8 @@ def choose_buckets(
     Parameters
     ----------
     kind : str
-        "allreduce" or "sharded": for all layers. "factors": for fully connected layers, the others being sharded.
+        Of layers whose plan does not name one. "allreduce" or "sharded": for all layers. "factors": for fully connected
+        layers, the others being sharded.
         "auto": whatever takes the least time to travel and update, bucket by bucket.
     bucket_bytes : int
         See `make_buckets`. Small models get smaller buckets, an `MIN_BUCKETS`-th of their parameters but not below
@@ -76,6 +78,11 @@ def choose_buckets(
     plan, rank
         Whose parts of the layers lie in the flat vector; left out, everything does. Factors serve layers that have all
         weights on every rank and a block of the batch.
+
+    Raises
+    ------
+    PlanError
+        If the plan wants an exchange that does not exist, or that cannot serve the layer.
     """
     if plan is not None:
         cuts = plan.cut
@@ -88,6 +95,12 @@ def choose_buckets(
     small = max(SHORTEST_BUCKET_BYTES, model.num_parameters * FLOAT_BYTES // MIN_BUCKETS)
     bucket_bytes = min(bucket_bytes, small)
     linear = [layer for layer in layers if isinstance(layer, LinearSpec) and layer.name in by_samples]
+    if plan is not None and plan.exchange:
+        asked = dict(plan.exchange)
+        _check_asked(asked, {layer.name for layer in linear})
+        rest = "sharded" if kind in ("factors", "auto") else kind
+        kinds = {layer.name: asked.get(layer.name, rest) for layer in layers}
+        return located(make_buckets(layers, bucket_bytes, kinds, cuts), own)
     if kind == "factors":
         kinds = {layer.name: "sharded" for layer in layers} | {layer.name: "factors" for layer in linear}
         return located(make_buckets(layers, bucket_bytes, kinds, cuts), own)
@@ -111,6 +124,17 @@ def choose_buckets(
     by_factors = {layer.name: "factors" for layer in linear if best(alone[layer.name], KINDS).kind == "factors"}
     buckets = make_buckets(layers, bucket_bytes, by_factors, cuts)
     return located([b if b.kind == "factors" else best(b, ("allreduce", "sharded")) for b in buckets], own)
+
+
+def _check_asked(asked: Mapping[str, str], linear: Collection[str]) -> None:
+    for name, kind in asked.items():
+        if kind not in KINDS:
+            raise PlanError(f"plan: layer '{name}' has exchange (={kind!r}); it must be one of {', '.join(KINDS)}.")
+        if kind == "factors" and name not in linear:
+            raise PlanError(
+                f"plan: layer '{name}' cannot exchange factors, which serve fully connected layers that have all their"
+                ' weights on every rank. Set exchange = "sharded" for it.'
+            )
 
 
 def bucket_loads(

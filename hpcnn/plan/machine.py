@@ -71,6 +71,24 @@ class Rates:
     linear_flops_per_s: float = 2e10
     update_bytes_per_s: float = 1e10
     """Weights, gradients and velocities read and written by SGD with momentum, 20 bytes a float32 parameter."""
+    memory_bytes_per_s: float = 8e9
+    """Read and written by operators that compute little: pooling, activations, sums."""
+    call_s: float = 2e-5
+    """Seconds of an operator on next to nothing."""
+    beside_s_per_byte: float = 1e-9
+    """Seconds by which a byte that is sent meanwhile, and another received, lengthen a rank's computation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Measured seconds of one layer's passes; see `work.py`."""
+
+    layer: str
+    """`work.signature` of the layer."""
+    extent: tuple[int, int, int, int, int]
+    """Samples, output rows and columns, channels made and channels read."""
+    seconds: tuple[float, float, float, float]
+    """Forward, error, weight gradient, input gradient."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +127,8 @@ class Machine:
     network: Link | None = None
     """Between nodes."""
     rates: Rates = Rates()
+    timings: tuple[Timing, ...] = ()
+    """Of the layers of models that were measured (`hpcnn profile --model`)."""
     measured: Measured | None = None
 
     def __hash__(self) -> int:  # prices are looked up by machine: few numbers must do, not whole tables
@@ -160,7 +180,10 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
         what, _, where = str(error).partition(" - at ")
         key = where.strip("`").removeprefix("$.") or "the document"
         raise _broken(origin, f"'{key}': {what[:1].lower()}{what[1:]}") from None
-    for name, value in _numbers(dataclasses.asdict(machine)):
+    for timing in machine.timings:
+        if min(timing.extent) < 1 or not all(math.isfinite(value) and value >= 0 for value in timing.seconds):
+            raise _broken(origin, f"'timings': '{timing.layer}' (={list(timing.extent)}) must have positive extents")
+    for name, value in _numbers(dataclasses.asdict(dataclasses.replace(machine, timings=()))):
         if name.endswith(".crossing") and value < 1:
             raise _broken(origin, f"'{name}' (={value}) must be at least 1")
         if not math.isfinite(value) or value < 0 or (value == 0 and not name.endswith("_per_byte")):
@@ -197,6 +220,9 @@ def _refuse_unknown(origin: str, tree: dict[str, Any], kind: type, prefix: str) 
             raise _broken(origin, f"unknown key '{prefix}{name}'")
         if kind is Machine and isinstance(value, dict) and name in sections:
             _refuse_unknown(origin, value, sections[name], f"{name}.")
+        if kind is Machine and name == "timings" and isinstance(value, list):
+            for table in (one for one in value if isinstance(one, dict)):
+                _refuse_unknown(origin, table, Timing, "timings.")
 
 
 def _numbers(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

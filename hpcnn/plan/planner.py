@@ -32,6 +32,7 @@ class Plan:
     """One layout for every layer, in the model's order.
 
     `fused` names the layers that read what their rank has computed, borders included, instead of fetching the borders.
+    `exchange` says of layers by what kind of exchange their gradients travel; others follow `exchange.kind`.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Plan:
     global_batch: int
     layouts: tuple[tuple[str, Layout], ...]
     fused: frozenset[str] = frozenset()
+    exchange: tuple[tuple[str, str], ...] = ()
 
     @property
     def cut(self) -> dict[str, int]:
@@ -179,14 +181,15 @@ def to_toml(plan: Plan) -> str:
         lines += ["", "[[layer]]", f'name = "{name}"', f'layout = "{layout.name}"']
         lines += [f"{axis} = {getattr(layout, axis)}" for axis in AXES if axis == "sample" or getattr(layout, axis) > 1]
         lines += ["fused = true"] if name in plan.fused else []
+        lines += [f'exchange = "{kind}"' for layer, kind in plan.exchange if layer == name]
     return "\n".join(lines) + "\n"
 
 
 def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
     """Return the plan in a TOML text, checked against the model and batch it is to serve.
 
-    Of a layer, `sample`, `height`, `width` and `channel` count (1 where they are left out), and `fused`; the word
-    `layout` is for people.
+    Of a layer, `sample`, `height`, `width` and `channel` count (1 where they are left out), `fused` and `exchange`; the
+    word `layout` is for people.
 
     Raises
     ------
@@ -198,6 +201,7 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
         ranks, batch, tables = int(tree["ranks"]), int(tree["global_batch"]), tree["layer"]
         layouts = tuple((str(table["name"]), _layout(table)) for table in tables)
         fused = frozenset(str(table["name"]) for table in tables if table.get("fused", False) is True)
+        exchange = tuple((str(table["name"]), str(table["exchange"])) for table in tables if "exchange" in table)
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(
             f"plan: not a plan file ({error}); write one with `hpcnn plan CONFIG --ranks N --save FILE`."
@@ -209,14 +213,15 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
         )
     if [name for name, _ in layouts] != [layer.name for layer in model.layers]:
         raise PlanError(f"plan: its layers are not those of model '{model.name}'. Save a new plan for this model.")
-    plan = Plan(model=model.name, ranks=ranks, global_batch=batch, layouts=layouts, fused=fused)
+    plan = Plan(model=model.name, ranks=ranks, global_batch=batch, layouts=layouts, fused=fused, exchange=exchange)
     return checked(plan, model)
 
 
 def _layout(table: dict[str, Any]) -> Layout:
-    unknown = set(table) - {"name", "layout", "fused", *AXES}
+    unknown = set(table) - {"name", "layout", "fused", "exchange", *AXES}
     if unknown:
         raise PlanError(
-            f"plan: layer '{table['name']}': unknown key {sorted(unknown)[0]!r}; a layer has {', '.join(AXES)}, fused."
+            f"plan: layer '{table['name']}': unknown key {sorted(unknown)[0]!r}; a layer has {', '.join(AXES)}, fused,"
+            " exchange."
         )
     return Layout(**{axis: int(table.get(axis, 1)) for axis in AXES})

@@ -24,6 +24,8 @@ from hpcnn.plan.exchanges import choose_buckets
 from hpcnn.plan.machine import DEFAULT
 from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.planner import Plan
+from hpcnn.plan.search import plan_for
+from hpcnn.plan.site import Site
 from hpcnn.spec import ModelSpec
 
 
@@ -71,15 +73,12 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         if test_data is not None:
             check_alike(train_data, test_data)
     spec = models.build(config.model.name, train_data.image_shape, train_data.num_classes, config.model.dropout)
-    if plan_text is None:
-        plan: Plan = planner.make_plan(spec, config.plan.preset, world.size, config.train.global_batch)
-    else:
-        plan = planner.from_toml(plan_text, spec, config.train.global_batch)
     machine = DEFAULT
     if config.exchange.machine:
         with world.agreeing():
             machine = load_machine(config.exchange.machine)
     world.engine.machine = machine
+    plan = _plan(config, spec, world, plan_text)
     world.watchdog.timeout_s = config.exchange.timeout_seconds
     world.engine.watch(world.watchdog)
     buckets = choose_buckets(
@@ -115,6 +114,18 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         steps_per_epoch=per_epoch,
         total_steps=config.train.steps or config.train.epochs * per_epoch,
     )
+
+
+def _plan(config: Config, spec: ModelSpec, world: World, plan_text: str | None) -> Plan:
+    """Return the plan to obey; what has to be searched for is found by rank 0 (collective)."""
+    if plan_text is None and config.plan.preset == "auto":
+        with world.agreeing():
+            site = Site.of(config, world.engine.machine, world.engine.nodes)
+            mine = planner.to_toml(plan_for(config, spec, site)) if world.rank == 0 else ""
+        plan_text = world.broadcast_obj(mine)
+    if plan_text is not None:
+        return planner.from_toml(plan_text, spec, config.train.global_batch)
+    return plan_for(config, spec, Site.of(config, world.engine.machine, world.engine.nodes))
 
 
 def batch_part(program: Program, num_samples: int) -> Part:

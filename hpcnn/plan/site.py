@@ -1,0 +1,191 @@
+"""Where and how a plan runs, and what its messages cost there: movements between layers, and sums over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+from hpcnn.config import Config
+from hpcnn.plan import choice, pricing, schedules
+from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
+from hpcnn.plan.layout import volume
+from hpcnn.plan.machine import DEFAULT, Machine
+from hpcnn.plan.movement import Movement, Parcel
+from hpcnn.plan.schedules import Schedule
+from hpcnn.plan.schedules.schedule import Step, Transfer
+from hpcnn.plan.work import Clock
+from hpcnn.spec import ModelSpec
+
+
+class Journey(NamedTuple):
+    """One collective or movement: seconds, and bytes and messages that the busiest rank looked at sends."""
+
+    seconds: float = 0.0
+    num_bytes: int = 0
+    num_messages: int = 0
+
+    def and_then(self, other: Journey) -> Journey:
+        """Return both, one after the other."""
+        return Journey(
+            self.seconds + other.seconds, self.num_bytes + other.num_bytes, self.num_messages + other.num_messages
+        )
+
+
+NOWHERE = Journey()
+"""Nothing is sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A machine, the nodes of its ranks, and the settings by which gradients travel.
+
+    Attributes
+    ----------
+    machine : Machine
+        What messages and computation cost.
+    nodes : tuple of int
+        The node of every rank.
+    algorithm : str
+        `exchange.algorithm`; the MPI library's own is priced as the cheapest of ours.
+    overlap, lazy : bool
+        Whether messages travel beside the computation, and layers wait for their own parameters only.
+    sync_batchnorm : bool
+        Whether batch norms sum their statistics over ranks.
+    state_slots : int
+        Numbers that the optimizer keeps for each parameter.
+    """
+
+    machine: Machine = DEFAULT
+    nodes: tuple[int, ...]
+    algorithm: str = "auto"
+    overlap: bool = True
+    lazy: bool = True
+    sync_batchnorm: bool = True
+    state_slots: int = 1
+
+    @classmethod
+    def of(cls, config: Config, machine: Machine, nodes: tuple[int, ...]) -> Site:
+        """Return the site that a configuration's ranks find on `nodes`."""
+        exchange = config.exchange
+        return cls(
+            machine=machine,
+            nodes=nodes,
+            algorithm=exchange.algorithm,
+            overlap=exchange.overlap,
+            lazy=exchange.wait == "layer",
+            sync_batchnorm=config.model.sync_batchnorm,
+            state_slots=2 if config.train.optimizer.startswith("adam") else 1,
+        )
+
+    @cached_property
+    def clock(self) -> Clock:
+        """What passes of layers cost."""
+        return Clock(self.machine)
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks."""
+        return len(self.nodes)
+
+    def looked_at(self) -> tuple[int, ...]:
+        """Return the ranks whose computation is priced: all, or of many the ends and the middle."""
+        return tuple(range(self.ranks)) if self.ranks <= 16 else pricing.representatives(self.nodes)
+
+    def moved(self, movement: Movement) -> tuple[Journey, Journey]:
+        """Return what a movement costs there and back."""
+        if self.ranks == 1:
+            return NOWHERE, NOWHERE
+        bounds = movement.gathered()
+        if bounds is not None:
+            count = bounds[-1]
+            return self.blocks("allgather", count, self.nodes), self.blocks("reduce_scatter", count, self.nodes)
+        there = [_parcels(movement, rank) for rank in self.looked_at()]
+        seconds = _parcels_seconds(movement, self.machine, self.nodes)
+        sent = max(there, key=lambda schedule: schedule.num_elements_sent)
+        fetched = max(there, key=lambda schedule: schedule.count - schedule.num_elements_sent)
+        return (
+            Journey(seconds, sent.num_elements_sent * FLOAT_BYTES, sent.num_messages),
+            Journey(
+                seconds,
+                (fetched.count - fetched.num_elements_sent) * FLOAT_BYTES,
+                sum(len(step.receives) for step in fetched.steps),
+            ),
+        )
+
+    def blocks(self, kind: str, count: int, nodes: tuple[int, ...]) -> Journey:
+        """Return what an "allgather" or "reduce_scatter" of `count` elements costs among ranks on `nodes`."""
+        size, name = len(nodes), self.algorithm
+        if size == 1 or not count:
+            return NOWHERE
+        if name in ("auto", "mpi"):
+            name = choice.block_algorithm(count * FLOAT_BYTES, size, self.machine, nodes, kind=kind)
+        elif name == "halving-doubling":
+            name = "butterfly"
+        build = schedules.allgather if kind == "allgather" else schedules.reduce_scatter
+        return self._journey(
+            pricing.blocks_seconds(kind, name, count, self.machine, nodes),
+            [build(name, rank, size, count, nodes=nodes) for rank in _few(size)],
+        )
+
+    def summed(self, count: int, nodes: tuple[int, ...], itemsize: int = FLOAT_BYTES, algorithm: str = "") -> Journey:
+        """Return what an all-reduce of `count` elements costs among ranks on `nodes`."""
+        size, name = len(nodes), algorithm or self.algorithm
+        if size == 1 or not count:
+            return NOWHERE
+        if name in ("auto", "mpi"):
+            name = choice.allreduce_algorithm(count * itemsize, size, self.machine, nodes, itemsize=itemsize)
+        return self._journey(
+            pricing.allreduce_seconds(name, count, self.machine, nodes, itemsize),
+            [schedules.allreduce(name, rank, size, count, nodes=nodes) for rank in _few(size)],
+            itemsize,
+        )
+
+    def exchanged(self, bucket: Bucket, model: ModelSpec, global_batch: int) -> tuple[Journey, Journey]:
+        """Return what a bucket's gradients cost to become global, and its parameters to become current."""
+        nodes = self.nodes[:: bucket.cut]
+        if len(nodes) == 1:
+            return NOWHERE, NOWHERE
+        if bucket.kind == "allreduce":
+            return self.summed(bucket.size, nodes), NOWHERE
+        gather = self.blocks("allgather", bucket.size, nodes)
+        if bucket.kind == "sharded":
+            return self.blocks("reduce_scatter", bucket.size, nodes), gather
+        layer = next(layer for layer in model.layers if layer.name == bucket.layers[0])
+        num_out, num_in = layer.parameters["weight"]
+        # Inputs left during forward already; of the two, errors are what backward waits for.
+        inputs = self.blocks("reduce_scatter", -(-global_batch // len(nodes)) * num_in, nodes)
+        errors = self.blocks("allgather", global_batch * num_out, nodes)
+        return inputs.and_then(errors), gather
+
+    @staticmethod
+    def _journey(seconds: float, some: Sequence[Schedule], itemsize: int = FLOAT_BYTES) -> Journey:
+        busiest = max(some, key=lambda schedule: (schedule.num_elements_sent, schedule.num_messages))
+        return Journey(seconds, busiest.num_elements_sent * itemsize, busiest.num_messages)
+
+
+def _few(size: int) -> tuple[int, ...]:
+    return tuple(sorted({0, 1 % size, size // 2, size - 1}))
+
+
+def _parcels(movement: Movement, rank: int) -> Schedule:
+    """Return the messages of a rank in a movement that is no gather, as `comm.movement` sends them."""
+    sends, place = [], 0
+    for parcel in movement.sends(rank):
+        sends.append(_transfer(parcel, place))
+        place = sends[-1].stop
+    receives = []
+    for parcel in movement.receives(rank):
+        receives.append(_transfer(parcel, place))
+        place = receives[-1].stop
+    return Schedule((Step(tuple(sends), tuple(receives)),), place, local=True)
+
+
+def _transfer(parcel: Parcel, start: int) -> Transfer:
+    return Transfer(parcel.peer, start, start + volume(parcel.box))
+
+
+@lru_cache(maxsize=4096)
+def _parcels_seconds(movement: Movement, machine: Machine, nodes: tuple[int, ...]) -> float:
+    return pricing.price(lambda rank: _parcels(movement, rank), machine, nodes)

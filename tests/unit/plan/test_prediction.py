@@ -1,0 +1,127 @@
+"""Predicted steps, against sums that can be done by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from hpcnn.nn import models
+from hpcnn.plan.exchanges import choose_buckets
+from hpcnn.plan.machine import Link, Machine, Rates
+from hpcnn.plan.planner import Plan, make_plan
+from hpcnn.plan.prediction import Prediction, predict
+from hpcnn.plan.site import Site
+from hpcnn.spec import ModelSpec
+
+FREE = Link(alpha_s=1e-9, beta_s_per_byte=0.0)
+QUIET = Rates(beside_s_per_byte=0.0)
+BATCH = 32
+
+
+def spec(name: str = "vgg11-32") -> ModelSpec:
+    return models.build(name, (32, 32, 3), 10, 0.0)
+
+
+def foretold(plan: Plan, site: Site, kind: str = "allreduce", model: ModelSpec | None = None) -> Prediction:
+    model = model or spec()
+    buckets = choose_buckets(
+        model,
+        kind,
+        bucket_bytes=4_000_000,
+        ranks=plan.ranks,
+        global_batch=plan.global_batch,
+        machine=site.machine,
+        nodes=site.nodes,
+        plan=plan,
+    )
+    return predict(model, plan, buckets, site)
+
+
+def site_of(ranks: int, link: Link, rates: Rates = QUIET, **settings: object) -> Site:
+    return Site(machine=Machine(network=link, rates=rates, start_s=1e-9), nodes=tuple(range(ranks)), **settings)
+
+
+def test_one_rank_computes_and_waits_for_nothing():
+    plan = make_plan(spec(), "data", 1, BATCH)
+    found = foretold(plan, site_of(1, FREE))
+    assert found.step_s == pytest.approx(found.compute_s)
+    assert found.compute_s == pytest.approx(sum(layer.compute_s for layer in found.layers))
+    assert 0 == sum(layer.num_bytes for layer in found.layers)
+
+
+@pytest.mark.parametrize("preset", ["data", "hybrid", "model", "spatial"])
+def test_free_messages_leave_a_rank_its_share_of_the_work(preset):
+    rates = replace(QUIET, call_s=1e-12, memory_bytes_per_s=1e15, linear_flops_per_s=5e10)
+    alone = foretold(make_plan(spec(), "data", 1, BATCH), site_of(1, FREE, rates))
+    found = foretold(make_plan(spec(), preset, 4, BATCH), site_of(4, FREE, rates))
+    assert 1.0 <= found.step_s / (alone.step_s / 4) < 1.1
+
+
+def test_without_overlap_a_step_is_its_computation_and_its_messages():
+    plan = make_plan(spec(), "data", 2, BATCH)
+    link = Link(alpha_s=1e-9, beta_s_per_byte=1e-8)
+    found = foretold(plan, site_of(2, link, algorithm="butterfly", overlap=False))
+    bytes_sent = 4 * spec().num_parameters  # one exchange of everything
+    assert found.exposed_s == pytest.approx(bytes_sent * (1e-8 + Machine().gamma_s_per_byte), rel=1e-3)
+    assert found.step_s == pytest.approx(found.compute_s + found.exposed_s)
+    assert bytes_sent == sum(layer.num_bytes for layer in found.layers)
+
+
+def test_overlap_never_makes_a_step_longer_than_both_nor_shorter_than_the_longer_half():
+    plan = make_plan(spec(), "data", 2, BATCH)
+    steps = []
+    for beta in (1e-10, 1e-9, 1e-8, 1e-7, 1e-6):
+        site = site_of(2, Link(alpha_s=1e-9, beta_s_per_byte=beta), algorithm="butterfly")
+        for kind in ("allreduce", "sharded"):
+            found = foretold(plan, site, kind)
+            apart = foretold(plan, replace(site, overlap=False), kind)
+            longer = max(apart.compute_s, apart.exposed_s)
+            assert longer * (1 - 1e-9) <= found.step_s <= apart.step_s * (1 + 1e-9)
+            steps.append(found.step_s)
+    assert all(one <= other * (1 + 1e-9) for one, other in pairwise(steps[::2]))
+
+
+def test_bytes_that_travel_beside_the_computation_lengthen_it():
+    plan = make_plan(spec(), "data", 2, BATCH)
+    link = Link(alpha_s=1e-9, beta_s_per_byte=1e-9)
+    quiet, loud = (foretold(plan, site_of(2, link, replace(QUIET, beside_s_per_byte=b))) for b in (0.0, 1e-9))
+    sent = sum(layer.num_bytes for layer in loud.layers)
+    assert quiet.compute_s < loud.compute_s <= quiet.compute_s + sent * 1e-9
+
+
+def test_layers_whose_inputs_are_moved_wait_for_them():
+    plan = make_plan(spec(), "hybrid", 4, BATCH)
+    found = foretold(plan, site_of(4, Link(alpha_s=1e-9, beta_s_per_byte=1e-8)))
+    waits = {layer.name: layer.exposed_s for layer in found.layers}
+    assert waits["fc1"] > 0
+    assert waits["pool1"] == waits["flatten"] == 0
+
+
+def test_memory_counts_outputs_and_what_belongs_to_parameters():
+    model = spec()
+    plan = make_plan(model, "data", 4, BATCH)
+    site = site_of(4, FREE)
+    found = foretold(plan, site)
+    parameters = 3 * 4 * model.num_parameters
+    outputs = (
+        4
+        * 8
+        * sum(
+            layer.output_shape[0]
+            * (layer.output_shape[1] * layer.output_shape[2] if len(layer.output_shape) == 3 else 1)
+            for layer in model.layers
+        )
+    )
+    assert parameters + outputs <= found.memory_bytes <= parameters + 2 * outputs
+    assert foretold(plan, replace(site, state_slots=2)).memory_bytes - found.memory_bytes == parameters // 3
+
+
+def test_synchronised_batch_norms_wait_for_their_sums():
+    model = models.build("resnet20", (32, 32, 3), 10)
+    plan = make_plan(model, "data", 4, BATCH)
+    site = site_of(4, Link(alpha_s=1e-3, beta_s_per_byte=0.0))
+    found = [foretold(plan, replace(site, sync_batchnorm=both), model=model) for both in (True, False)]
+    norms = sum(layer.parameters.keys() == {"gamma", "beta"} for layer in model.layers)
+    assert found[0].exposed_s - found[1].exposed_s == pytest.approx(norms * 2 * 2 * 1e-3, rel=0.1)
