@@ -16,7 +16,6 @@ from hpcnn.analysis.stopwatch import Stopwatch
 from hpcnn.comm.library import load
 from hpcnn.comm.persistent import prepare_allreduce
 from hpcnn.comm.world import World
-from hpcnn.errors import CommError
 from hpcnn.plan.machine import Link, Machine, Measured, Rates
 
 MAX_BYTES = 64 << 20
@@ -34,28 +33,21 @@ def profile(
     Parameters
     ----------
     world : World
-        The ranks, as they would be started for training.
+        The ranks, as they would be started for training; of a single one only the computation is measured.
     max_bytes : int
         Longest message.
     seconds : float
         About how long the messages may take. Where links are slow, long messages are left out.
     nodes : sequence of int, optional
         The node of every rank. Default: as the MPI library sees it.
-
-    Raises
-    ------
-    CommError
-        If there is only one rank.
     """
-    if world.size == 1:
-        raise CommError("profile: a single rank exchanges no messages; at least 2 are needed. Use mpiexec -n 2.")
     nodes = world.engine.nodes if nodes is None else nodes
     watch = Stopwatch(world)
     gamma, rates = _gamma(watch), _rates(world, watch)
     links: dict[str, Link | None] = {"node": None, "network": None}
-    classes = classes_of(nodes)
+    classes = classes_of(nodes) if world.size > 1 else {}
     meter = Meter(world)
-    start_s = 0.0
+    start_s = Machine().start_s
     for name, groups in classes.items():  # last the network's, which those of all ranks use
         sharing = len(groups) if name == "network" else 1
         link, start_s = measure_link(meter, groups, sharing, max_bytes, seconds / len(classes))
@@ -129,6 +121,8 @@ def _rates(world: World, watch: Stopwatch) -> Rates:
 
 def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> float:
     """Return by how many seconds a byte that travels meanwhile lengthens a computation (collective)."""
+    if world.size == 1:
+        return 0.0
     array = np.zeros(BESIDE_BYTES // 4, np.float32)
     travel = prepare_allreduce(world.engine, array, label="bytes beside computation")
     world.engine.carry_on_in_background()

@@ -25,16 +25,12 @@ from hpcnn.comm.verdict import Waiting
 from hpcnn.comm.wait import Patience
 from hpcnn.comm.watchdog import Watchdog
 from hpcnn.errors import CommError
-from hpcnn.plan.machine import DEFAULT, Machine
+from hpcnn.plan.machine import DEFAULT, LONGEST_SEGMENT_BYTES, Machine
 from hpcnn.plan.schedules import Schedule
 from hpcnn.timeline import OFF, Timeline
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-SEGMENT_BYTES = 1 << 20
-"""Messages are cut here. Shorter segments cost more waiting, longer ones scratch memory, overlap and the time that a
-more urgent message waits for one that is already under way."""
 
 NUM_FIXED_TAGS = 1 << 14
 """Tags below are those of prepared collectives; the rest are drawn in turn for those that run once."""
@@ -61,6 +57,8 @@ class Engine:
 
     Attributes
     ----------
+    segment_bytes : int
+        Of what is prepared from now on.
     nodes : tuple of int
         The node of every rank.
     machine : Machine
@@ -69,7 +67,7 @@ class Engine:
         Where runs and waits are recorded.
     """
 
-    def __init__(self, comm: MPI.Intracomm, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(self, comm: MPI.Intracomm, *, segment_bytes: int = LONGEST_SEGMENT_BYTES) -> None:
         mpi = load()
         if comm.Is_inter():
             raise CommError(

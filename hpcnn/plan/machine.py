@@ -19,6 +19,10 @@ import msgspec
 
 from hpcnn.errors import PlanError
 
+LONGEST_SEGMENT_BYTES, SHORTEST_SEGMENT_BYTES, SEGMENT_S = 1 << 20, 1 << 16, 0.01
+"""Messages are cut so that a piece takes about so long, within bounds: shorter ones cost more waiting, longer ones
+scratch memory, and the time that a more urgent message waits for one that is already under way."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Link:
@@ -133,6 +137,14 @@ class Machine:
 
     def __hash__(self) -> int:  # prices are looked up by machine: few numbers must do, not whole tables
         return hash((self.start_s, self.gamma_s_per_byte, self.measured))
+
+    def segment_bytes(self, *, single_node: bool) -> int:
+        """Return where messages are best cut: a power of two."""
+        beta = self.link(same_node=single_node).beta_s_per_byte
+        segment = LONGEST_SEGMENT_BYTES
+        while segment > SHORTEST_SEGMENT_BYTES and segment * beta > SEGMENT_S:
+            segment //= 2
+        return segment
 
     def link(self, *, same_node: bool) -> Link:
         """Return the link between two ranks."""

@@ -24,6 +24,9 @@ from hpcnn.spec import BatchNormSpec, LayerSpec, ModelSpec
 URGENT = -1
 STEPS = 3
 
+SEGMENTS = 2
+"""Pieces of a collective that are on their way to a rank at once (`comm.collective`)."""
+
 IMAGE_PASSES = 3
 """How often the loader and the program touch a rank's images, beside the step: normalise, convert, read."""
 
@@ -171,8 +174,7 @@ class _Wire:
         """Put something on the wire; what it overtakes has some messages out already, which it waits for."""
         rate = journey.num_bytes / journey.seconds if journey.seconds else 0.0
         job = _Job(journey.seconds, rate, priority)
-        passed = next((other for other in self.jobs if other.priority > priority), None)
-        if passed is not None and not job.done:
+        for passed in [other for other in self.jobs if other.priority > priority and not job.done]:
             ahead = min(passed.left_s, self.segment_s)
             passed.left_s -= ahead
             job.left_s += ahead
@@ -239,8 +241,8 @@ class _Player:
         self._model, self._works, self._loss, self._lazy = model, every, loss, site.overlap and site.lazy
         link = site.machine.link(same_node=len(set(site.nodes)) == 1)
         rates = site.machine.rates
-        # Two messages of a mebibyte, at most, are on their way (`comm.collective`).
-        self._wire = _Wire(site.overlap, rates.beside_s_per_byte, (2 << 20) * link.beta_s_per_byte)
+        segment = site.machine.segment_bytes(single_node=len(set(site.nodes)) == 1)
+        self._wire = _Wire(site.overlap, rates.beside_s_per_byte, SEGMENTS * segment * link.beta_s_per_byte)
         order = {layer.name: index for index, layer in enumerate(model.layers)}
         self._carriers = []
         for bucket, (reduce, publish) in zip(buckets, ways, strict=True):

@@ -78,6 +78,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         with world.agreeing():
             machine = load_machine(config.exchange.machine)
     world.engine.machine = machine
+    world.engine.segment_bytes = machine.segment_bytes(single_node=len(set(world.engine.nodes)) == 1)
     plan = _plan(config, spec, world, plan_text)
     world.watchdog.timeout_s = config.exchange.timeout_seconds
     world.engine.watch(world.watchdog)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from hpcnn.analysis.bench_allreduce import bench_allreduce
+from hpcnn.analysis.profile_layers import profile_layers
 from hpcnn.analysis.profile_machine import profile
+from hpcnn.analysis.stopwatch import Stopwatch
 from hpcnn.cli import profile as command
 from hpcnn.comm import start
-from hpcnn.errors import CommError, PlanError
+from hpcnn.errors import PlanError
+from hpcnn.nn import models
 from hpcnn.plan.machine import Machine, from_toml, load, to_toml
+from hpcnn.plan.planner import make_plan
+from hpcnn.plan.prediction import works
+from hpcnn.plan.site import Site
 from tests.checks import spmd_assert
 
 
 def test_all_ranks_hold_the_same_complete_machine() -> None:
     world = start()
-    if world.size == 1:
-        with pytest.raises(CommError, match="at least 2"):
-            profile(world, seconds=0.1)
-        return
     check(profile(world, max_bytes=64 << 10, seconds=0.5), world.engine.nodes)
 
 
@@ -60,18 +64,19 @@ def check(machine: Machine, nodes: tuple[int, ...]) -> None:
     assert 1e6 < machine.rates.conv_forward_flops_per_s < 1e13
 
 
+def arguments(**given: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"model": [], "set": [], "layer_seconds": 1.0} | given)
+
+
 def test_the_command_writes_the_file_and_all_ranks_end_alike(tmp_path, capsys) -> None:
     world = start()
     path = world.broadcast_obj(tmp_path) / "machine.toml"
-    args = argparse.Namespace(out=path, max_bytes=256, seconds=0.2)
-    if world.size == 1:
-        with pytest.raises(CommError, match="at least 2"):
-            command.run(args)
-        return
+    args = arguments(out=path, max_bytes=256, seconds=0.2, model=["lenet5"], layer_seconds=1.0)
     assert 0 == command.run(args)
     world.barrier()
     machine = load(path)
     assert world.size == machine.measured.ranks
+    assert any(timing.layer.startswith("conv 5x5") for timing in machine.timings)
     assert (f"{world.size} ranks on" in capsys.readouterr().out) == (world.rank == 0)
     rows = bench_allreduce(world, sizes=(4, 1024), repeats=1, machine=machine)
     spmd_assert(world.comm, len(set(world.comm.allgather(repr(rows)))) == 1, "rows differ")
@@ -81,10 +86,41 @@ def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(tmp_
     world = start()
     nowhere = world.broadcast_obj(tmp_path) / "missing" / "machine.toml"
     with pytest.raises(PlanError, match=r"cannot write .*--out"):
-        command.run(argparse.Namespace(out=nowhere, max_bytes=4, seconds=1e9))
+        command.run(arguments(out=nowhere, max_bytes=4, seconds=1e9))
 
 
 @pytest.mark.parametrize(("max_bytes", "seconds"), [(3, 1.0), (64, 0.0), (64, float("nan"))])
 def test_numbers_that_make_no_sense_are_refused(max_bytes, seconds) -> None:
     with pytest.raises(PlanError, match="--max-bytes"):
-        command.run(argparse.Namespace(out="x", max_bytes=max_bytes, seconds=seconds))
+        command.run(arguments(out="x", max_bytes=max_bytes, seconds=seconds))
+
+
+def test_layers_are_timed_in_the_sizes_of_every_preset_that_can_split_them() -> None:
+    world, model = start(), models.build("lenet5", (28, 28, 1), 10)
+    timings = profile_layers(world, model, 8, seconds=30.0)
+    spmd_assert(world.comm, len(set(world.comm.allgather(timings))) == 1, "timings differ")
+    extents = {(timing.layer, timing.extent) for timing in timings}
+    assert len(timings) == len(extents)
+    samples = -(-8 // world.size)
+    assert ("conv 5x5 /1x1 *1x1 g1 relu", (samples, 28, 28, 6, 1)) in extents
+    assert ("linear relu", (8, 1, 1, -(-120 // world.size), 400)) in extents  # of the hybrid
+    for timing in timings:
+        assert 0 < timing.seconds[0] < 1.0
+        assert (timing.seconds[2] > 0) == timing.layer.startswith(("conv", "linear"))
+    machine = replace(Machine(), timings=timings)
+    plan = make_plan(model, "data", world.size, 8)
+    found = works(model, plan, plan.place(model, 8), Site(machine=machine, nodes=(0,) * world.size))
+    measured = {(timing.layer, timing.extent): timing.seconds for timing in timings}
+    assert found[0].passes == measured["conv 5x5 /1x1 *1x1 g1 relu", (samples, 28, 28, 6, 1)]
+
+
+def test_what_takes_too_long_is_left_out() -> None:
+    assert profile_layers(start(), models.build("lenet5", (28, 28, 1), 10), 8, seconds=-1.0) == ()
+
+
+def test_computation_is_timed_by_the_clock_where_threads_share_it(monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    watch = Stopwatch(start())
+    assert watch.stretch == 0.0
+    short, long = watch.seconds([lambda: time.sleep(0.001), lambda: time.sleep(0.004)], at_least_s=0.02)
+    assert 0.001 <= short < 0.004 <= long < 0.5

@@ -20,11 +20,11 @@ FLAGS = {
     "hpcnn": "--version",
     "hpcnn train": "config --set --out --resume --init --trace --plan",
     "hpcnn evaluate": "run --set --json",
-    "hpcnn plan": "config --ranks --set --machine --save",
+    "hpcnn plan": "config --ranks --set --machine --ranks-per-node --save --plan --json",
     "hpcnn data import": "source --out --size --kind --skip-broken --seed",
     "hpcnn data fetch": "name --out --mirror --from",
     "hpcnn data info": "source",
-    "hpcnn profile": "--out --max-bytes --seconds",
+    "hpcnn profile": "--out --max-bytes --seconds --model --set --layer-seconds",
     "hpcnn bench overlap": "config --set --kinds --steps --repeats --json",
     "hpcnn bench allreduce": (
         "--sizes --min-bytes --max-bytes --algorithms --seconds --machine --plot --repeats --json"

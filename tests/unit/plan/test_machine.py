@@ -135,3 +135,12 @@ def test_a_missing_file_says_how_to_make_one(tmp_path):
         load(tmp_path / "nothing.toml")
     with pytest.raises(PlanError, match="cannot read"):
         load(tmp_path)
+
+
+def test_messages_are_cut_shorter_on_slow_links():
+    machine = Machine(network=Link(alpha_s=1e-4, beta_s_per_byte=8e-8), node=Link(alpha_s=1e-6, beta_s_per_byte=1e-10))
+    assert 1 << 16 == Machine(network=Link(alpha_s=1e-4, beta_s_per_byte=8e-7)).segment_bytes(single_node=False)
+    assert 1 << 16 == machine.segment_bytes(single_node=False)
+    assert 1 << 20 == machine.segment_bytes(single_node=True)
+    between = Machine(network=Link(alpha_s=1e-4, beta_s_per_byte=8e-9)).segment_bytes(single_node=False)
+    assert 0.005 < between * 8e-9 <= 0.01
