@@ -1,7 +1,7 @@
 """What is done to images on their way in: crop, mirror, normalise.
 
-Legend: n images, H rows, W columns, C channels. The padding is black, zero before normalisation, as in the usual
-CIFAR recipe.
+Legend: n images, H rows, W columns, C channels; a tile has h rows, w columns. The padding is black,
+zero before normalisation, as in the usual CIFAR recipe.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from hpcnn import arrays, rng
+from hpcnn.data.dataset import DataSet, Windows
+from hpcnn.geometry import Block
 
 CACHED_BYTES = 1 << 18
 """Pixels that are normalised at once; they stay in a core's cache from the first pass to the last."""
@@ -28,14 +29,35 @@ class Augmentation:
     crop_padding: int = 0
     flip: bool = False
 
-    def apply(self, images: np.ndarray, samples: np.ndarray, epoch: int) -> np.ndarray:
-        """Return the images, uint8 (n, H, W, C), as this epoch sees them; `samples` are their indices (n,)."""
-        if not self.crop_padding and not self.flip:
-            return images
+    def read(self, data: DataSet, samples: np.ndarray, epoch: int, rows: Block, columns: Block) -> np.ndarray:
+        """Return a tile of images as this epoch sees them, uint8 (n, h, w, C), and read no more than it shows.
+
+        A tile of a cropped and mirrored image is the mirror image of a window of the same size on the image as it
+        lies in the data set.
+
+        Parameters
+        ----------
+        data : DataSet
+            Where they are.
+        samples : numpy.ndarray, int64 (n,)
+            Their indices.
+        rows, columns : Block
+            The tile.
+
+        Raises
+        ------
+        DataError
+            If they cannot be read.
+        """
         down, right, mirrored = self.draw(samples, epoch)
-        if self.crop_padding:
-            images = _crop(images, self.crop_padding, down, right)
-        return _mirror(images, mirrored) if mirrored.any() else images
+        left = np.where(mirrored, data.image_shape[1] - columns.stop, columns.start)
+        windows = Windows(
+            rows.start + down - self.crop_padding, left + right - self.crop_padding, (rows.size, columns.size)
+        )
+        images, _ = data.read(samples, None if windows.are_whole(data.image_shape) else windows)
+        if mirrored.any():
+            _mirror(images, mirrored)
+        return images
 
     def draw(self, samples: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return first row and column of each crop in the padded image, int64 (n,), and whether to mirror it, bool."""
@@ -65,19 +87,9 @@ def normalise(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarr
     return result
 
 
-def _crop(images: np.ndarray, pad: int, down: np.ndarray, right: np.ndarray) -> np.ndarray:
-    n, H, W, C = images.shape
-    padded = np.zeros((n, H + 2 * pad, W + 2 * pad, C), np.uint8)
-    padded[:, pad : pad + H, pad : pad + W] = images
-    # All crops of all images, as a view: dimensions 1 and 2 are the place of the crop, and a row of it is one piece.
-    image, row, column, _ = padded.strides
-    crops = as_strided(padded, (n, 2 * pad + 1, 2 * pad + 1, H, W * C), (image, row, column, row, 1), writeable=False)
-    return crops[np.arange(n), down, right].reshape(images.shape)
-
-
-def _mirror(images: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-    _, H, W, C = images.shape
-    backwards = np.arange(W * C).reshape(W, C)[::-1].reshape(-1)
-    result = images.copy()
-    result[mirrored] = images[mirrored].reshape(-1, W * C).take(backwards, axis=1).reshape(-1, H, W, C)
-    return result
+def _mirror(images: np.ndarray, mirrored: np.ndarray) -> None:
+    """Mirror some images in place."""
+    _, h, w, C = images.shape
+    backwards = np.arange(w * C).reshape(w, C)[::-1].reshape(-1)
+    turned = images[mirrored]
+    images[mirrored] = turned.reshape(len(turned), h, w * C).take(backwards, axis=2).reshape(turned.shape)

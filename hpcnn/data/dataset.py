@@ -3,12 +3,60 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
 
-from hpcnn.arrays import Shape
+from hpcnn.arrays import Pair, Shape
 from hpcnn.errors import DataError
+from hpcnn.geometry import Block
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A piece of h rows and w columns of each of n images, at its own place; what lies outside an image is black."""
+
+    top: np.ndarray
+    """int64 (n,): first row of each, negative above the image."""
+    left: np.ndarray
+    """int64 (n,): first column of each."""
+    size: Pair
+    """(h, w)."""
+
+    @classmethod
+    def whole(cls, num_images: int, image_shape: Shape) -> Windows:
+        """Return windows that show all of each image."""
+        zeros = np.zeros(num_images, np.int64)
+        return cls(zeros, zeros, (image_shape[0], image_shape[1]))
+
+    def are_whole(self, image_shape: Shape) -> bool:
+        """Return whether each shows all of its image and nothing else."""
+        return self.size == tuple(image_shape[:2]) and not self.top.any() and not self.left.any()
+
+    def cut(self, indices: np.ndarray, image_shape: Shape, rows_of: Callable[[int, Block], np.ndarray]) -> np.ndarray:
+        """Return what the windows show of the images of these indices, uint8 (n, h, w, C).
+
+        Parameters
+        ----------
+        indices : numpy.ndarray, int64 (n,)
+        image_shape : (H, W, C)
+        rows_of : callable
+            Returns some rows of the image of an index, (rows, W, C); called in the order of the indices, with at least
+            one row and at most h, and not again before its answer was copied.
+        """
+        H, W, C = image_shape
+        h, w = self.size
+        images = np.zeros((len(indices), h, w, C), np.uint8)
+        tops, lefts, numbers = self.top.tolist(), self.left.tolist(), np.asarray(indices).tolist()
+        for place in np.argsort(indices, kind="stable").tolist():
+            top, left = tops[place], lefts[place]
+            rows, columns = Block(max(0, top), min(H, top + h)), Block(max(0, left), min(W, left + w))
+            if rows.size > 0 and columns.size > 0:
+                shown = rows_of(numbers[place], rows)[:, columns.start : columns.stop]
+                images[place, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = shown
+        return images
 
 
 class DataSet(Protocol):
@@ -32,8 +80,17 @@ class DataSet(Protocol):
     def __len__(self) -> int:
         """Return the number of images."""
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return images, uint8 (n, H, W, C), and labels, int64 (n,), in the order of `indices`; raises DataError."""
+    def read(self, indices: np.ndarray, windows: Windows | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return images and labels, int64 (n,), in the order of `indices`, both the caller's own.
+
+        Images are uint8 (n, H, W, C), or what `windows` show of them, (n, h, w, C); a file is then read no further
+        than that takes.
+
+        Raises
+        ------
+        DataError
+            If they cannot be read.
+        """
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         """Return labels, int64 (n,), without reading images."""
@@ -90,9 +147,12 @@ class MemoryDataSet(InMemory):
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, indices: np.ndarray, windows: Windows | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See `DataSet.read`."""
-        return self.images[indices], self.labels[indices]
+        if windows is None:
+            return self.images[indices], self.labels[indices]
+        cut = windows.cut(indices, self.image_shape, lambda index, rows: self.images[index, rows.start : rows.stop])
+        return cut, self.labels[indices]
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         """See `DataSet.labels_of`."""

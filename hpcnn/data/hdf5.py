@@ -4,15 +4,15 @@ Attributes of the root: `format`, `version`, `class_names` (one text, a name a l
 the *training* pixels divided by 255, `source`, `licence`. Files by others need only the two datasets: classes are then
 numbered, mean is .5 and std .25.
 
-Images lie contiguous and uncompressed: a row is then one `pread` at a known offset, tens of times faster than through
-the chunk machinery, on every rank at once and without a lock. Files whose images are chunked or compressed are read
-into memory whole if they are small.
+Images lie contiguous and uncompressed: an image, or some rows of it, is then one `preadv` at a known offset, tens of
+times faster than through the chunk machinery, on every rank at once and without a lock. Files whose images are chunked
+or compressed are read into memory whole if they are small.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -22,8 +22,9 @@ import h5py
 import numpy as np
 
 from hpcnn.arrays import Shape
-from hpcnn.data.dataset import check_labels, fingerprint
+from hpcnn.data.dataset import Windows, check_labels, fingerprint
 from hpcnn.errors import DataError
+from hpcnn.geometry import Block
 
 FORMAT, VERSION = "hpcnn-images", 1
 # The oldest structures that carry checksums: the library finds damage instead of following it. Any HDF5 since 1.8
@@ -41,7 +42,7 @@ class Hdf5DataSet:
     Attributes
     ----------
     contiguous : bool
-        Whether rows are read from the file when asked for; otherwise all are in memory.
+        Whether images are read from the file when asked for; otherwise all are in memory.
     about : dict of str
         "source" and "licence", empty when unknown.
 
@@ -75,7 +76,7 @@ class Hdf5DataSet:
             else:
                 self._in_memory = images[...]
         self.num_classes = len(self.class_names)
-        self._row_bytes = prod(self.image_shape)
+        self._image_bytes = prod(self.image_shape)
         try:
             check_labels(self._who, self.labels, len(self.labels), self.num_classes)
         except DataError:
@@ -85,20 +86,17 @@ class Hdf5DataSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `DataSet.read`; neighbouring rows are read at once, and the file from front to back."""
+    def read(self, indices: np.ndarray, windows: Windows | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `DataSet.read`; the file is read from front to back, and whole images that are neighbours at once."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
             raise IndexError(f"{self._who}: indices {indices.min()} to {indices.max()} of {len(self)} images.")
-        if self._in_memory is not None:
-            return self._in_memory[indices], self.labels[indices]
-        images = np.empty((len(indices), *self.image_shape), np.uint8)
-        rows = images.reshape(len(indices), self._row_bytes)
-        breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-        starts = np.array([0, *breaks] if len(indices) else [], np.int64)
-        stops = np.array([*breaks, len(indices)])
-        for run in np.argsort(indices[starts], kind="stable").tolist():
-            self._read_run(rows[starts[run] : stops[run]], int(indices[starts[run]]))
+        if windows is not None:
+            images = windows.cut(indices, self.image_shape, self._rows(windows.size[0]))
+        elif self._in_memory is not None:
+            images = self._in_memory[indices]
+        else:
+            images = self._whole(indices)
         return images, self.labels[indices]
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
@@ -121,12 +119,39 @@ class Hdf5DataSet:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _read_run(self, rows: np.ndarray, first: int) -> None:
-        """Fill `rows` with consecutive images, `first` on."""
+    def _whole(self, indices: np.ndarray) -> np.ndarray:
+        """Read whole images, neighbours at once."""
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        flat = images.reshape(len(indices), self._image_bytes)
+        breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+        starts = np.array([0, *breaks] if len(indices) else [], np.int64)
+        stops = np.array([*breaks, len(indices)])
+        for run in np.argsort(indices[starts], kind="stable").tolist():
+            self._fill(flat[starts[run] : stops[run]].reshape(-1), int(indices[starts[run]]))
+        return images
+
+    def _rows(self, most_rows: int) -> Callable[[int, Block], np.ndarray]:
+        """Return a function that returns some rows of an image, (rows, W, C), at most so many, until called again."""
+        images = self._in_memory
+        if images is not None:
+            return lambda index, rows: images[index, rows.start : rows.stop]
+        _, W, C = self.image_shape
+        # One buffer and a copy out of it take a third of the time of a `preadv` that scatters the columns.
+        buffer = np.empty(most_rows * W * C, np.uint8)
+
+        def read(index: int, rows: Block) -> np.ndarray:
+            values = buffer[: rows.size * W * C]
+            self._fill(values, index, rows.start * W * C)
+            return values.reshape(rows.size, W, C)
+
+        return read
+
+    def _fill(self, values: np.ndarray, first: int, skipped: int = 0) -> None:
+        """Fill `values`, uint8 (bytes,), from the file: image `first` and those behind it, without some first bytes."""
         if self._descriptor is None:
             raise DataError(f"{self._who} is closed; images are read while it is open.")
-        target: memoryview = rows.reshape(-1).data
-        offset = int(self._offset) + first * self._row_bytes
+        target: memoryview = values.data
+        offset = int(self._offset) + first * self._image_bytes + skipped
         while target:
             try:
                 got = os.preadv(self._descriptor, [target], offset)

@@ -100,7 +100,7 @@ class Loader:
             self._order = (epoch, epoch_order(len(self._data), self._seed, epoch, self._block))
         start = number * self._global_batch
         samples = self._order[1][start : start + self._global_batch]
-        return _read(self._data, samples, self._part, lambda images, own: self._augmentation.apply(images, own, epoch))
+        return _read(self._data, samples, self._part, self._augmentation, epoch)
 
     def close(self) -> None:
         """Stop the thread; the data set may be closed afterwards."""
@@ -118,17 +118,12 @@ def evaluation_batches(data: DataSet, batch: int, part: Callable[[int], Part]) -
     """Yield a data set in order, `batch` images at a time over all ranks; `part` tells what of N images to read."""
     for start in range(0, len(data), batch):
         samples = np.arange(start, min(start + batch, len(data)))
-        yield _read(data, samples, part(len(samples)), lambda images, own: images)
+        yield _read(data, samples, part(len(samples)), Augmentation(seed=0), epoch=0)
 
 
-def _read(
-    data: DataSet, samples: np.ndarray, part: Part, augment: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> Batch:
+def _read(data: DataSet, samples: np.ndarray, part: Part, augmentation: Augmentation, epoch: int) -> Batch:
     """Return a rank's part of the batch of `samples`."""
     own = samples[slice(*part.samples)]
-    whole = np.empty((0, *data.image_shape), np.uint8)
-    if len(own):
-        whole = augment(data.read(own)[0], own)
-    images = whole[:, slice(*part.rows), slice(*part.columns)]
+    images = augmentation.read(data, own, epoch, part.rows, part.columns)
     labels = data.labels_of(samples[slice(*part.labels)])
     return Batch(normalise(images, data.mean, data.std), labels, samples)

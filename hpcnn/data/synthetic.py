@@ -5,13 +5,12 @@ They are learnable, of any shape, and the same on every rank and in every run.
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 
 from hpcnn import rng
 from hpcnn.arrays import Shape
-from hpcnn.data.dataset import InMemory, fingerprint
+from hpcnn.data.dataset import InMemory, Windows, fingerprint
+from hpcnn.geometry import Block
 
 COARSE = 8
 """Rows and columns of a pattern before it is stretched over the image."""
@@ -40,18 +39,10 @@ class SyntheticDataSet(InMemory):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, indices: np.ndarray, windows: Windows | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See `DataSet.read`."""
-        labels = self._labels[indices]
-        images = np.empty((len(labels), *self.image_shape), np.uint8)
-        size = prod(self.image_shape)
-        for image, index, label in zip(images, np.asarray(indices).tolist(), labels.tolist(), strict=True):
-            # Image by image: the 64-bit words of a whole batch would not stay in the cache. Eight bytes of noise each.
-            words = rng.bits(self._noise, rng.sample_elements(np.array([index]), -(-size // 8)))
-            noise = words.astype("<u8", copy=False).reshape(-1).view(np.uint8)[:size]
-            np.right_shift(noise.reshape(self.image_shape), 1, out=image)
-            image += self._pattern(label)
-        return images, labels
+        windows = windows or Windows.whole(len(indices), self.image_shape)
+        return windows.cut(indices, self.image_shape, self._rows), self._labels[indices]
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         """See `DataSet.labels_of`."""
@@ -60,6 +51,16 @@ class SyntheticDataSet(InMemory):
     def fingerprint(self) -> str:
         """See `DataSet.fingerprint`."""
         return fingerprint((len(self), *self.image_shape), self._labels, self.class_names)
+
+    def _rows(self, index: int, rows: Block) -> np.ndarray:
+        """Return some rows of an image, (rows, W, C)."""
+        _, W, C = self.image_shape
+        start, stop = rows.start * W * C, rows.stop * W * C
+        # Eight bytes of noise a word. Image by image: the words of a whole batch would not stay in the cache.
+        first = start // 8
+        words = rng.bits(self._noise, rng.sample_elements(np.array([index]), -(-stop // 8) - first, first))
+        noise = words.astype("<u8", copy=False).reshape(-1).view(np.uint8)[start - 8 * first : stop - 8 * first]
+        return (noise >> 1).reshape(rows.size, W, C) + self._pattern(int(self._labels[index]))[rows.start : rows.stop]
 
     def _pattern(self, label: int) -> np.ndarray:
         """Return the pattern of a class, uint8 (H, W, C) up to 127."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 from hpcnn.data import hdf5
+from hpcnn.data.augment import Augmentation
+from hpcnn.data.dataset import Windows
 from hpcnn.data.hdf5 import Hdf5DataSet
 from hpcnn.errors import DataError
+from hpcnn.geometry import Block
 
 
 def test_a_file_is_read_back_as_it_was_written(make_file, expected_rows) -> None:
@@ -53,11 +57,74 @@ def test_consecutive_rows_take_one_system_call(make_file, monkeypatch: pytest.Mo
     assert [4 * 60, 2 * 60] == [len(args[1][0]) for args in calls][::-1]
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return a list to which every read of a file adds its offset and the bytes it got."""
+    made: list[tuple[int, int]] = []
+    preadv: Callable[..., int] = os.preadv
+
+    def counting(file: int, buffers: list[memoryview], offset: int) -> int:
+        got = preadv(file, buffers, offset)
+        made.append((offset, got))
+        return got
+
+    monkeypatch.setattr(os, "preadv", counting)
+    return made
+
+
+@pytest.mark.parametrize("rows", [Block(0, 1), Block(1, 3), Block(3, 4), Block(2, 2), Block(0, 4)])
+@pytest.mark.parametrize("columns", [Block(0, 5), Block(1, 3)])
+def test_of_a_window_only_its_rows_are_read(make_file, expected_rows, reads, rows: Block, columns: Block) -> None:
+    indices = np.array([7, 3, 12, 3])
+    windows = Windows(np.full(4, rows.start), np.full(4, columns.start), (rows.size, columns.size))
+    with Hdf5DataSet(make_file()) as data:
+        images, labels = data.read(indices, windows)
+        first = data._offset
+    expected = expected_rows()[indices, rows.start : rows.stop, columns.start : columns.stop]
+    np.testing.assert_array_equal(expected, images)
+    np.testing.assert_array_equal(indices % 3, labels)
+    sizes = [(first + 60 * image + 15 * rows.start, 15 * rows.size) for image in (3, 3, 7, 12)]
+    assert (sizes if rows.size else []) == reads
+
+
+def test_the_tiles_of_cropped_images_together_read_no_pixel_twice(make_file, reads) -> None:
+    samples, augmentation = np.arange(20), Augmentation(seed=1, crop_padding=2, flip=True)
+    with Hdf5DataSet(make_file(shape=(9, 5, 3))) as data:
+        for rows in (Block(0, 4), Block(4, 9)):
+            augmentation.read(data, samples, 0, rows, Block(0, 5))
+    down, _, _ = augmentation.draw(samples, 0)
+    seen = [min(9, start + 9) - max(0, start) for start in (down - 2).tolist()]
+    assert min(seen) < 9
+    assert 15 * sum(seen) == sum(got for _, got in reads)
+
+
+def test_windows_beside_the_image_are_black_and_read_nothing(make_file, reads) -> None:
+    with Hdf5DataSet(make_file()) as data:
+        for top, left in ((-2, 0), (4, 0), (0, -3), (0, 5), (-10, 10)):
+            images, _ = data.read(np.array([3]), Windows(np.array([top]), np.array([left]), (2, 3)))
+            assert not images.any()
+            assert images.shape == (1, 2, 3, 3)
+    assert [] == reads
+
+
+def test_a_window_of_a_file_that_was_cut_or_closed_is_told(make_file) -> None:
+    path, windows = make_file(), Windows(np.array([1, 1]), np.array([0, 0]), (2, 5))
+    with Hdf5DataSet(path) as data:
+        os.truncate(path, data._offset + 4 * 60 + 30)
+        data.read(np.array([2, 3]), windows)
+        with pytest.raises(DataError, match=r"a\.h5' ends inside image 4; it was cut short after it was opened"):
+            data.read(np.array([2, 4]), windows)
+    with pytest.raises(DataError, match="closed"):
+        data.read(np.array([2, 3]), windows)
+
+
 def test_a_read_that_the_system_cuts_short_is_continued(make_file, expected_rows, monkeypatch) -> None:
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:7]], offset))
     with Hdf5DataSet(make_file()) as data:
         np.testing.assert_array_equal(expected_rows(), data.read(np.arange(20))[0])
+        part, _ = data.read(np.arange(20), Windows(np.full(20, 1), np.full(20, 2), (3, 3)))
+        np.testing.assert_array_equal(expected_rows()[:, 1:4, 2:5], part)
 
 
 def test_an_index_outside_is_our_mistake_and_no_row_of_another_kind(make_file) -> None:
