@@ -32,6 +32,8 @@ class ModelConfig:
     """A model of hpcnn.nn.models: lenet5 alexnet vgg11 vgg16 vgg11-32 vgg16-32 resnet20 resnet50 yolo16."""
     dropout: Fraction | None = None
     """Rate of the model's dropout layers; left out: the published one."""
+    batchnorm: bool = True
+    """False: without batch norm, its convolutions with bias instead. Only yolo16 can be built so."""
     sync_batchnorm: bool = True
     """Batch-norm statistics over the whole global batch (True) or over each rank's samples (False)."""
 

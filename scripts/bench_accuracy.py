@@ -41,7 +41,7 @@ def main() -> None:
     if train.optimizer != "sgd" or train.nesterov or train.clip_norm or train.steps:
         sys.exit("bench_accuracy: the twin has plain SGD with momentum over whole epochs only.")
     with open_data(config.data, "train") as data, open_data(config.data, "test") as test:
-        spec = models.build(config.model.name, data.image_shape, data.num_classes, config.model.dropout)
+        spec = models.configured(config.model, data.image_shape, data.num_classes)
         model = Model(spec, train.seed)
         twin = TorchTwin(spec, momentum=train.momentum, weight_decay=train.weight_decay)
         twin.load(model.parameters, model.statistics)

@@ -106,7 +106,7 @@ def bench_ops(names: Sequence[str] = MODELS, batch: int = 16, repeats: int = 5, 
     for name in names:
         config = configuration.load(name)
         with closing(open_data(config.data, "train")) as data:
-            spec = models.build(config.model.name, data.image_shape, data.num_classes)
+            spec = models.configured(config.model, data.image_shape, data.num_classes)
         layers.update(map(_anonymous, spec.layers))
     rows = []
     for layer, count in layers.items():

@@ -75,7 +75,8 @@ class OwnStep:
     def __init__(self, preset: str, global_batch: int, world: World) -> None:
         config = configuration.load(preset)
         with closing(open_data(config.data, "train")) as data:
-            self.spec = models.build(config.model.name, data.image_shape, data.num_classes, 0.0)
+            model = dataclasses.replace(config.model, dropout=0.0)
+            self.spec = models.configured(model, data.image_shape, data.num_classes)
         self.recipe = config.train
         self.images, self.labels = random_batch(data.image_shape, data.num_classes, global_batch)
         self.model = Model(self.spec, seed=config.train.seed)

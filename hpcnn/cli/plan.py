@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         )
     config = configuration.load(args.config, args.set)
     with open_data(config.data, "train") as data:
-        model = models.build(config.model.name, data.image_shape, data.num_classes, config.model.dropout)
+        model = models.configured(config.model, data.image_shape, data.num_classes)
     machine_file = args.machine or config.exchange.machine
     machine = load_machine(machine_file) if machine_file else DEFAULT
     site = Site.of(config, machine, tuple(rank // args.ranks_per_node for rank in range(args.ranks)))

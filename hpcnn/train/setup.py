@@ -72,7 +72,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         test_data = open_data(config.data, "test") if has_test_images(config.data) else None
         if test_data is not None:
             check_alike(train_data, test_data)
-    spec = models.build(config.model.name, train_data.image_shape, train_data.num_classes, config.model.dropout)
+    spec = models.configured(config.model, train_data.image_shape, train_data.num_classes)
     machine = DEFAULT
     if config.exchange.machine:
         with world.agreeing():

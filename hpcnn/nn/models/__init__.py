@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from hpcnn.arrays import Shape
+from hpcnn.config import ModelConfig
 from hpcnn.errors import ConfigError
 from hpcnn.nn.models.alexnet import alexnet
 from hpcnn.nn.models.lenet import lenet5
@@ -15,7 +16,7 @@ from hpcnn.nn.models.vgg import vgg, vgg_32
 from hpcnn.nn.models.yolo import yolo16
 from hpcnn.spec import ModelSpec
 
-__all__ = ["build", "names"]
+__all__ = ["build", "configured", "names"]
 
 _MODELS: dict[str, Callable[..., ModelSpec]] = {
     "lenet5": lenet5,
@@ -28,6 +29,8 @@ _MODELS: dict[str, Callable[..., ModelSpec]] = {
     "resnet50": resnet50,
     "yolo16": yolo16,
 }
+_WITHOUT_BATCHNORM = ("yolo16",)
+"""Models that are built with batch norm, and can be built without."""
 
 
 def names() -> tuple[str, ...]:
@@ -35,7 +38,14 @@ def names() -> tuple[str, ...]:
     return tuple(_MODELS)
 
 
-def build(name: str, input_shape: Shape, num_classes: int, dropout: float | None = None) -> ModelSpec:
+def configured(config: ModelConfig, input_shape: Shape, num_classes: int) -> ModelSpec:
+    """Return the model that a configuration asks for; see `build`."""
+    return build(config.name, input_shape, num_classes, config.dropout, batchnorm=config.batchnorm)
+
+
+def build(
+    name: str, input_shape: Shape, num_classes: int, dropout: float | None = None, *, batchnorm: bool = True
+) -> ModelSpec:
     """Return the model `name` for images of one shape.
 
     Parameters
@@ -49,11 +59,13 @@ def build(name: str, input_shape: Shape, num_classes: int, dropout: float | None
     dropout : float, optional
         Rate of the dropout layers, 0 for none; the published rate when left out. A model that is published without
         dropout gets a layer of this rate before its classifier.
+    batchnorm : bool
+        False: build a model that is published with batch norm without it, where that is known how.
 
     Raises
     ------
     ConfigError
-        If the name is unknown or there is not at least one class.
+        If the name is unknown, there is not at least one class, or the model cannot be built without batch norm.
     ShapeError
         If the images are too small for the network.
     """
@@ -63,5 +75,10 @@ def build(name: str, input_shape: Shape, num_classes: int, dropout: float | None
         raise ConfigError(f"model: unknown name '{name}'. {hint}")
     if num_classes < 1:
         raise ConfigError(f"model: num_classes (={num_classes}) must be at least 1.")
-    rate = {} if dropout is None else {"dropout": dropout}
-    return _MODELS[name](tuple(input_shape), num_classes, **rate)
+    if not batchnorm and name not in _WITHOUT_BATCHNORM:
+        raise ConfigError(
+            f"model: '{name}' has no other form to which model.batchnorm (=false) could lead; of"
+            f" {', '.join(_WITHOUT_BATCHNORM)} there is one. Leave model.batchnorm out."
+        )
+    chosen = ({} if dropout is None else {"dropout": dropout}) | ({} if batchnorm else {"batchnorm": False})
+    return _MODELS[name](tuple(input_shape), num_classes, **chosen)

@@ -62,6 +62,18 @@ def test_a_batch_log_has_plain_lines_once_and_ends_with_the_accuracy(tmp_path: P
     assert json.loads(score.stdout)["accuracy"] == pytest.approx(kept["test_accuracy"])
 
 
+def test_yolo_trains_and_is_evaluated_without_batch_norm_where_that_is_asked_for(tmp_path: Path) -> None:
+    small = ("data.image_shape=[32, 32, 3]", "data.num_samples=16", "data.num_classes=3", "model.batchnorm=false")
+    sets = [word for setting in small for word in ("--set", setting)]
+    result = hpcnn(tmp_path, "train", "yolo16", *TINY, *sets, "--out", "run", n=1)
+    assert result.returncode == 0, result.stderr
+    with h5py.File(tmp_path / "run" / "final.h5") as file:
+        assert {"weight", "bias"} == set(file["parameters/conv1"])
+        assert not any(name.startswith("norm") for name in file["parameters"])
+    assert hpcnn(tmp_path, "evaluate", "run", n=1).returncode == 0
+    assert_refused(train(tmp_path, "--set", "model.batchnorm=false"), "'lenet5' has no other form", code=2)
+
+
 def test_an_unknown_key_is_one_line_on_any_number_of_ranks(tmp_path: Path) -> None:
     assert_refused(train(tmp_path, "--set", "train.learning_rate=1"), "Did you mean 'train.lr'?", code=2)
 

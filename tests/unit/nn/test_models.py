@@ -6,6 +6,7 @@ from math import prod
 
 import pytest
 
+from hpcnn.config import ModelConfig
 from hpcnn.errors import ConfigError, ShapeError
 from hpcnn.nn import models
 from hpcnn.nn.models.builder import GraphBuilder
@@ -122,6 +123,20 @@ def test_unknown_model_is_refused_with_a_suggestion() -> None:
         models.build("resnet51", (32, 32, 3), 10)
     with pytest.raises(ConfigError, match="Models are: lenet5, alexnet"):
         models.build("transformer", (32, 32, 3), 10)
+
+
+def test_only_yolo_can_be_configured_without_batch_norm() -> None:
+    for name in models.names():
+        config = ModelConfig(name=name, batchnorm=False, dropout=0.25)
+        if name == "yolo16":
+            expected = yolo16((64, 96, 3), 7, 0.25, batchnorm=False)
+            assert expected == models.configured(config, (64, 96, 3), 7)
+            assert expected != models.configured(ModelConfig(name=name, dropout=0.25), (64, 96, 3), 7)
+            continue
+        with pytest.raises(ConfigError, match=rf"'{name}' has no other form .*batchnorm \(=false\).* of yolo16 there"):
+            models.configured(config, (64, 96, 3), 7)
+        plain = models.configured(ModelConfig(name=name), (64, 96, 3), 7)
+        assert models.build(name, (64, 96, 3), 7) == plain
 
 
 def test_no_classes_are_refused() -> None:
