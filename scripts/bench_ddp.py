@@ -66,8 +66,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[Any]]]:
                     if name == DDP:
                         new = training.train_ddp(cluster, **sizes)
                     else:
-                        settings = training.ALEXNET | training.exchange_settings(name)
-                        new = training.train_hpcnn(cluster, "alexnet", settings, **sizes)
+                        settings = training.ALEXNET | training.settings_of(name)
+                        new = training.train_hpcnn(cluster, "alexnet", settings, **sizes).steps
                     steps[rate][name] += new
                     step_s = training.summary(new)["step_s"]
                     since = time.monotonic() - begin
@@ -114,7 +114,7 @@ def main() -> int:
         if args.steps <= training.SETTLING_STEPS:
             raise ClusterError(f"steps (={args.steps}) must be more than the {training.SETTLING_STEPS} not counted.")
         for name in args.exchange:
-            training.exchange_settings(name)
+            training.settings_of(name)
         if not args.no_ddp and importlib.util.find_spec("torch") is None:
             raise ClusterError(f"{sys.executable} has no PyTorch. `pip install torch`, or give --no-ddp.")
         text = report(args, measure(args))

@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
         with Cluster(args.hosts, rate=rate, cpu=args.cpu, name="overlap") as cluster:
             for name in args.exchange:
                 settings = {"data.source": "synthetic", "data.num_samples": str(args.global_batch)}
-                settings |= {"train.global_batch": str(args.global_batch)} | training.exchange_settings(name)
+                settings |= {"train.global_batch": str(args.global_batch)} | training.settings_of(name)
                 found[rate][name] = one = run(cluster, args, settings)
                 print(f"{rate}  {name}: {one['step_s']:.3f} s a step", flush=True)
                 about = {key: str(value) for key, value in vars(args).items()} | {"machine": training.machine()}
@@ -66,13 +66,10 @@ def run(cluster: Cluster, args: argparse.Namespace, settings: dict[str, str]) ->
     """Return the result of one run."""
     words = [*(f"{key}={value}" for key, value in settings.items()), *args.set]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        command = [sys.executable, "-m", "hpcnn", "bench", "overlap", args.preset, "--json", f"{folder}/found.json"]
+        command = ["bench", "overlap", args.preset, "--json", f"{folder}/found.json"]
         command += ["--steps", str(args.steps), "--repeats", str(args.repeats)]
         command += [word for setting in words for word in ("--set", setting)]
-        with open(f"{folder}/log", "w+") as log:
-            options = {"stdout": log, "stderr": log, "stdin": -3, "cwd": training.ROOT, "limit_s": args.limit}
-            status = cluster.mpirun(command, ppn=args.ppn, env={"PYTHONPATH": str(training.ROOT)}, **options)
-            training.check(status, "hpcnn bench overlap", log)
+        training.run_hpcnn(cluster, command, ppn=args.ppn, limit_s=args.limit)
         return dict(json.loads(Path(folder, "found.json").read_text())["results"][0])
 
 
@@ -103,7 +100,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         for name in args.exchange:
-            training.exchange_settings(name)
+            training.settings_of(name)
         text = report(args, measure(args))
         print(f"\n{text}")
         if args.document:

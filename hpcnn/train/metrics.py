@@ -2,8 +2,8 @@
 
 Every line has `event` and `step`, the number of updates made so far. Events: "step" (epoch loss accuracy lr
 images_per_second step_s compute_s exposed_comm_s hidden_comm_s input_wait_s bytes_sent messages_sent), "epoch" (with
-test results) and "end". Communication that the computation waited for is exposed, the rest of the time in which
-messages were under way is hidden.
+test results) and "end" (a summary, and peak_memory_bytes of the rank that took most). Communication that the
+computation waited for is exposed, the rest of the time in which messages were under way is hidden.
 A number that is not finite is written as null, so that every line is JSON.
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,12 @@ class MetricsWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident set that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def truncate(path: Path, step: int) -> None:

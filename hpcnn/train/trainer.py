@@ -29,7 +29,7 @@ from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
 from hpcnn.train.evaluate import Score, evaluate
 from hpcnn.train.feed import Feed
-from hpcnn.train.metrics import MetricsWriter, Summary, read, summarise
+from hpcnn.train.metrics import MetricsWriter, Summary, peak_memory_bytes, read, summarise
 from hpcnn.train.progress import Progress
 from hpcnn.train.setup import Parts, batch_part
 from hpcnn.train.signals import EXIT_STOPPED, StopRequest
@@ -368,11 +368,12 @@ class Trainer:
         )
 
     def _finish(self, score: Score | None, stopped: str) -> Outcome:
-        """Write the last record and return how the run ended."""
-        summary = None
-        if self._metrics is not None:
+        """Write the last record and return how the run ended (collective)."""
+        summary, peaks = None, self.world.gather_obj(peak_memory_bytes())
+        if self._metrics is not None and peaks is not None:
             summary = summarise(read(self._metrics.path))
             fields = {} if summary is None else dataclasses.asdict(summary)
+            fields["peak_memory_bytes"] = max(peaks)
             if score is not None:
                 fields |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
             self._metrics.write("end", self.step, epoch=self._epoch, stopped=stopped, **fields)

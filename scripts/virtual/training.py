@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from virtual.cluster import Cluster
 from virtual.shape import ClusterError
@@ -25,6 +25,27 @@ ALEXNET = {"data.image_shape": f"[{IMAGE_SIZE}, {IMAGE_SIZE}, 3]", "data.num_cla
 
 Step = Mapping[str, float]
 
+# What `hpcnn train` has in memory before it has made anything.
+BARE = """
+import hpcnn.cli.train
+from hpcnn.comm import start
+from hpcnn.ops import backend
+from hpcnn.train.metrics import peak_memory_bytes
+
+world = start()
+backend.name()
+peaks = world.gather_obj(peak_memory_bytes())
+if peaks:
+    print(f"bare: {max(peaks)}")
+"""
+
+
+class Run(NamedTuple):
+    """What `hpcnn train` wrote down: its settled steps, and its last record."""
+
+    steps: list[Step]
+    end: Mapping[str, Any]
+
 
 def train_hpcnn(
     cluster: Cluster,
@@ -34,9 +55,10 @@ def train_hpcnn(
     steps: int,
     global_batch: int,
     ppn: int = 1,
+    plan: Path | None = None,
     limit_s: float,
-) -> list[Step]:
-    """Return the records of the settled steps of `hpcnn train` on all hosts, one rank or more on each.
+) -> Run:
+    """Run `hpcnn train` on all hosts, one rank or more on each.
 
     Parameters
     ----------
@@ -48,6 +70,8 @@ def train_hpcnn(
         Of the configuration, `{"exchange.kind": "sharded"}` for instance.
     steps, global_batch, ppn : int
         Steps to make, samples in each over all ranks, ranks on each host.
+    plan : Path, optional
+        A saved plan to obey.
     limit_s : float
         Seconds after which the run is given up.
 
@@ -67,14 +91,36 @@ def train_hpcnn(
     }
     sets = [word for key, value in (common | dict(settings)).items() for word in ("--set", f"{key}={value}")]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        command = [sys.executable, "-m", "hpcnn", "train", preset, *sets, "--out", f"{folder}/run"]
-        with open(f"{folder}/log", "w+") as log:
-            options = {"stdout": log, "stderr": log, "stdin": -3, "cwd": ROOT, "limit_s": limit_s}
-            status = cluster.mpirun(command, ppn=ppn, env={"PYTHONPATH": str(ROOT)}, **options)
-            check(status, "hpcnn train", log)
+        words = ["train", preset, *sets, "--out", f"{folder}/run"]
+        words += ["--plan", str(plan.resolve())] if plan is not None else []
+        run_hpcnn(cluster, words, ppn=ppn, limit_s=limit_s)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if record["event"] == "step"]
-    return records[SETTLING_STEPS:]
+    records = [json.loads(line) for line in lines]
+    return Run([record for record in records if record["event"] == "step"][SETTLING_STEPS:], records[-1])
+
+
+def run_hpcnn(cluster: Cluster, words: Sequence[str], *, ppn: int = 1, limit_s: float) -> str:
+    """Run an hpcnn command on all hosts and return what it wrote; raises ClusterError with the end of it."""
+    return _run(cluster, ["-m", "hpcnn", *words], f"hpcnn {words[0]}", ppn=ppn, limit_s=limit_s)
+
+
+def bare_memory_bytes(cluster: Cluster, *, limit_s: float) -> int:
+    """Return the largest resident set of a rank that has loaded what `hpcnn train` loads, and trained nothing."""
+    said = _run(cluster, ["-c", BARE], "a bare rank", limit_s=limit_s)
+    found = re.search(r"^bare: (\d+)$", said, re.MULTILINE)
+    if found is None:
+        raise ClusterError(f"a bare rank did not tell its memory: {said.strip()}")
+    return int(found[1])
+
+
+def _run(cluster: Cluster, words: Sequence[str], what: str, *, ppn: int = 1, limit_s: float) -> str:
+    """Run Python on all hosts and return what it wrote."""
+    with tempfile.TemporaryFile("w+") as log:
+        options = {"stdout": log, "stderr": log, "stdin": -3, "cwd": ROOT, "limit_s": limit_s}
+        status = cluster.mpirun([sys.executable, *words], ppn=ppn, env={"PYTHONPATH": str(ROOT)}, **options)
+        check(status, what, log)
+        log.seek(0)
+        return log.read()
 
 
 def train_ddp(cluster: Cluster, *, steps: int, global_batch: int, limit_s: float) -> list[Step]:
@@ -99,15 +145,16 @@ def num_parameters() -> int:
     return models.build("alexnet", (IMAGE_SIZE, IMAGE_SIZE, 3), NUM_CLASSES).num_parameters
 
 
-def exchange_settings(text: str) -> dict[str, str]:
+def settings_of(text: str, section: str = "exchange") -> dict[str, str]:
     """Return keys and values of the configuration from words like "kind=sharded,overlap=false,plan.preset=hybrid".
 
-    A key without a section is one of `exchange`.
+    A key without a section is one of `section`.
     """
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(key and value for key, _, value in pairs):
-        raise ClusterError(f"exchange (={text!r}) must be settings like 'kind=sharded,overlap=false'.")
-    return {key if "." in key else f"exchange.{key}": value for key, _, value in pairs}
+        example = "preset=spatial" if section == "plan" else "kind=sharded,overlap=false"
+        raise ClusterError(f"{section} (={text!r}) must be settings like '{example}'.")
+    return {key if "." in key else f"{section}.{key}": value for key, _, value in pairs}
 
 
 def check(status: int, what: str, log: Any) -> None:
