@@ -86,7 +86,7 @@ def test_a_section_of_a_document_is_replaced_and_the_rest_is_not(tmp_path: Path)
 
 def test_every_benchmark_document_section_exists() -> None:
     text = (SCRIPTS.parent / "docs" / "benchmarks.md").read_text()
-    for name in ("ddp", "overlap", "plans"):
+    for name in ("ddp", "overlap", "plans", "accuracy-plans"):
         assert f"<!-- begin: {name} -->\n" in text
         assert f"<!-- end: {name} -->" in text
 
