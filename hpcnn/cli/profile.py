@@ -71,7 +71,7 @@ def build_spec(config: Config) -> ModelSpec:
     from hpcnn.nn import models
 
     with open_data(config.data, "train") as data:
-        return models.build(config.model.name, data.image_shape, data.num_classes, config.model.dropout)
+        return models.configured(config.model, data.image_shape, data.num_classes)
 
 
 def describe(machine: Machine) -> str:

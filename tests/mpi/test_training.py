@@ -74,10 +74,11 @@ def losses(folder: Path) -> list[float]:
     ("recipe", "tolerance"),
     [
         ((*LENET,), 1e-5),
+        ((*LENET, "train.compute=fp64", "plan.preset=spatial"), 1e-9),  # of cropped and mirrored images in a file
         ((*RESNET, "train.compute=fp64"), 1e-8),
         ((*RESNET, "train.lr=3e-5", "train.global_batch=33"), 1e-5),
     ],
-    ids=["lenet5", "resnet20-fp64", "resnet20-fp32"],
+    ids=["lenet5", "lenet5-tiles", "resnet20-fp64", "resnet20-fp32"],
 )
 def test_the_loss_curve_of_thirty_steps_is_that_of_one_rank(
     world: World, alone: World, folder: Path, recipe: tuple[str, ...], tolerance: float
