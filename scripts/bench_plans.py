@@ -8,6 +8,9 @@ below the table with its reason.
     sudo -E scripts/bench_plans.py yolo16 --hosts 1 2 4 6 --cpu 0.1 --rate 100mbit --batch 1 4 \\
         --plan preset=spatial preset=tiled-groups file=plan-{hosts}.toml --exchange kind=sharded --machine profile
 
+With `--machine profile` the hosts are measured first, with the layers of the model, and every step is predicted too;
+`preset=auto` is the plan that `hpcnn plan` finds for that machine.
+
 A plan is named by its settings, a key without a section being one of `plan`, or by its file; an exchange likewise. In
 names of files {hosts} and {rate} stand for those of the point.
 """
@@ -54,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=1, help="turns of each point (1)")
     parser.add_argument("--machine", metavar="FILE", help=f"exchange.machine; '{MEASURED}': measure it on the hosts")
     parser.add_argument("--seconds", type=float, default=10.0, help="time of such a measurement's messages (10)")
+    parser.add_argument("--layer-seconds", type=float, default=120.0, help="and of its layers, for each batch (120)")
     parser.add_argument("--limit", type=float, default=1800.0, metavar="S", help="longest run in seconds (1800)")
     parser.add_argument("--json", type=Path, default=Path("bench_plans.json"), help="every step, as JSON")
     parser.add_argument("--document", type=Path, help="write the tables into a section of this file")
@@ -89,12 +93,30 @@ def machine_file(cluster: Cluster, args: argparse.Namespace, rate: str, hosts: i
     """Return the file that choices by time go by, measured on these hosts if asked for; it lies beside the results."""
     if args.machine != MEASURED:
         return place(args.machine, rate, hosts) if args.machine else None
-    if hosts * args.ppn == 1:  # no messages, nothing to choose
-        return None
     path = args.json.with_name(f"{args.json.stem}-{hosts}-{rate}.toml").resolve()
-    words = ["profile", "--out", str(path), "--seconds", str(args.seconds)]
+    words = ["profile", "--out", str(path), "--seconds", str(args.seconds), "--layer-seconds", str(args.layer_seconds)]
+    words += ["--model", args.preset, "--set", "data.source=synthetic", "--batch", *map(str, args.batch)]
+    words += [word for setting in args.set for word in ("--set", setting)]
     training.run_hpcnn(cluster, words, ppn=args.ppn, limit_s=args.limit)
     return path
+
+
+def predict(args: argparse.Namespace, point: Point, settings: dict[str, str], plan: str | None) -> Path | None:
+    """Add the predicted step to the point; return the plan to obey, which is looked for here if it is "auto"."""
+    ranks, found = point["hosts"] * args.ppn, args.json.with_name(f"{args.json.stem}-predicted.json").resolve()
+    words = ["plan", args.preset, "--ranks", str(ranks), "--ranks-per-node", str(args.ppn), "--json", str(found)]
+    sets = {"data.source": "synthetic", "train.global_batch": str(point["batch"])} | settings
+    words += [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+    file = place(plan, point["rate"], point["hosts"]) if plan else None
+    if file is not None:
+        words += ["--plan", str(file)]
+    elif settings.get("plan.preset") == "auto":
+        name = f"{args.json.stem}-{point['hosts']}-{point['rate']}-{point['batch']}.plan.toml"
+        file = args.json.with_name(name).resolve()
+        words += ["--save", str(file)]
+    point["table"] = training.run_here(words, limit_s=args.limit)
+    point["predicted_s"] = json.loads(found.read_text())["step_s"]
+    return file
 
 
 def take(cluster: Cluster, args: argparse.Namespace, point: Point, machine: Path | None) -> None:
@@ -105,6 +127,11 @@ def take(cluster: Cluster, args: argparse.Namespace, point: Point, machine: Path
     settings |= {"exchange.machine": str(machine)} if machine else {}
     settings |= dict(setting.partition("=")[::2] for setting in args.set)
     try:
+        file = place(plan, point["rate"], point["hosts"]) if plan else None
+        if machine is not None:
+            file = predict(args, point, settings, plan)
+            if file is not None:
+                settings.pop("plan.preset", None)
         run = training.train_hpcnn(
             cluster,
             args.preset,
@@ -112,7 +139,7 @@ def take(cluster: Cluster, args: argparse.Namespace, point: Point, machine: Path
             steps=args.steps,
             global_batch=point["batch"],
             ppn=args.ppn,
-            plan=place(plan, point["rate"], point["hosts"]) if plan else None,
+            plan=file,
             limit_s=args.limit,
         )
     except ClusterError as error:
@@ -181,7 +208,11 @@ def _row(point: Point, base: Point, bare_bytes: int) -> list[str]:
     sizes = [f"{value / 1e6:.{digits}f}" for value, digits in ((numbers["bytes_sent"], 2), (memory, 0))]
     sizes.append(f"{(memory - bare_bytes) / 1e6:.0f}")
     names = [point["plan"], point["exchange"], str(point["batch"]), str(point["hosts"])]
-    predicted = f"{point['predicted_s']:.3f}" if "predicted_s" in point else ""
+    predicted = (
+        f"{point['predicted_s']:.3f} ({point['predicted_s'] / numbers['step_s'] - 1:+.0%})"
+        if "predicted_s" in point
+        else ""
+    )
     return [*names, *times, f"{speedup:.2f}", *phases, *sizes, predicted]
 
 

@@ -31,6 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of models")
     parser.add_argument(
+        "--batch", type=int, nargs="+", metavar="N", help="global batches of the models (default: their own)"
+    )
+    parser.add_argument(
         "--layer-seconds", type=float, default=120.0, help="time for the layers of a model (default: 120)"
     )
 
@@ -56,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     machine = profile(world, max_bytes=args.max_bytes, seconds=args.seconds)
     timings: tuple[Timing, ...] = ()
     for spec, config in zip(specs, configs, strict=True):
-        timings += profile_layers(world, spec, config.train.global_batch, seconds=args.layer_seconds)
+        for batch in args.batch or [config.train.global_batch]:
+            timings += profile_layers(world, spec, batch, seconds=args.layer_seconds)
     machine = replace(machine, timings=timings)
     with world.agreeing():
         if world.rank == 0:

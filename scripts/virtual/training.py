@@ -6,6 +6,7 @@ import json
 import os
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,17 @@ def train_hpcnn(
 def run_hpcnn(cluster: Cluster, words: Sequence[str], *, ppn: int = 1, limit_s: float) -> str:
     """Run an hpcnn command on all hosts and return what it wrote; raises ClusterError with the end of it."""
     return _run(cluster, ["-m", "hpcnn", *words], f"hpcnn {words[0]}", ppn=ppn, limit_s=limit_s)
+
+
+def run_here(words: Sequence[str], *, limit_s: float) -> str:
+    """Run an hpcnn command without ranks on this machine and return what it wrote; raises ClusterError if it fails."""
+    command = [sys.executable, "-m", "hpcnn", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
+    if done.returncode:
+        said = " | ".join(line.strip() for line in done.stderr.splitlines()[-6:])
+        raise ClusterError(f"hpcnn {words[0]} failed with status {done.returncode}: {said}")
+    return done.stdout
 
 
 def bare_memory_bytes(cluster: Cluster, *, limit_s: float) -> int:
