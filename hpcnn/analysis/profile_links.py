@@ -36,6 +36,9 @@ LONG_S = 0.05
 BATCH_S = 0.02
 """Short schedules are run again and again for so long between two looks at the clock."""
 
+LEAST_BYTES = 1 << 18
+"""Lengths up to here are measured whatever it takes: a line through shorter ones tells nothing of longer ones."""
+
 ROUNDS = (3, 15)
 """Rounds that are made in any case, and at most."""
 
@@ -195,7 +198,7 @@ def measure_link(
         size *= 2
         steps = max(2, min(STEPS, int(LONG_S / (2.0 * longest))))
         # The next length takes about twice as long, to try it and in each of the rounds.
-        if (ROUNDS[0] + 1) * (round_s + 4.0 * longest * steps) > budget_s:
+        if size > LEAST_BYTES and (ROUNDS[0] + 1) * (round_s + 4.0 * longest * steps) > budget_s:
             break
     for number in range(ROUNDS[1]):
         left_s = budget_s - meter.slowest(time.perf_counter() - began)
