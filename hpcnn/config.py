@@ -126,6 +126,9 @@ class PlanConfig:
     memory_bytes: Count = 0
     """What a rank may use for images, outputs, parameters and their gradients; plans that are predicted to need more
     are refused, and auto looks for one that fits. 0: no limit."""
+    turns: tuple[Positive, Positive] = (1, 1)
+    """Rows and columns of tiles that each rank computes one after the other, to hold the feature maps of one of them;
+    for convolutions, poolings and activations that follow the images, from one pooling to the next. [1, 1]: off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

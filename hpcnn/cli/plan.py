@@ -19,6 +19,7 @@ from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.prediction import Prediction, predict
 from hpcnn.plan.search import Runner, Search, plan_for, search_for
 from hpcnn.plan.site import Site
+from hpcnn.plan.turns import peak_elements
 from hpcnn.spec import ModelSpec
 
 MOST_RANKS = 64
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         plan = planner.from_toml(_text(args.plan), model, config.train.global_batch)
     elif config.plan.preset == "auto":
         search = search_for(config, model, site)
-        plan = search.plan
+        plan = planner.in_turns(search.plan, model, config.plan.turns)
     else:
         plan = plan_for(config, model, site)
     if plan.ranks != args.ranks:
@@ -131,6 +132,7 @@ def _describe(model: ModelSpec, plan: planner.Plan, predicted: Prediction, searc
     table = format_table(columns, rows, left=3)
     if plan.fused:
         table += "\n* borders are computed here as well as by their owner, rather than fetched"
+    table += _describe_turns(model, plan)
     return f"{head}\n{table}" + ("" if search is None else f"\n\n{_describe_presets(search)}")
 
 
@@ -164,6 +166,18 @@ def _describe_presets(search: Search) -> str:
 def _numbers(one: Prediction) -> tuple[str, ...]:
     times = (f"{seconds:.4g}" for seconds in (one.step_s, one.compute_s, one.exposed_s))
     return (*times, quantity(one.memory_bytes, "B"))
+
+
+def _describe_turns(model: ModelSpec, plan: planner.Plan) -> str:
+    placed, lines = plan.place(model, plan.global_batch).layers, []
+    for group in plan.groups(model):
+        box, (rows, columns) = placed[group.name].computed[0], group.turns
+        whole, turns = (quantity(peak_elements(group, box, grid) * FLOAT_BYTES, "B") for grid in (None, group.turns))
+        lines.append(
+            f"\n{group.layers[0].name} to {group.name} in {rows} x {columns} turns: at most {turns} of feature maps and"
+            f" gradients at a time, instead of {whole}"
+        )
+    return "".join(lines)
 
 
 def _describe_exchange(

@@ -5,7 +5,7 @@ Legend: N samples of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from hpcnn.nn.loss import SoftmaxCrossEntropy
 from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import Exchange, Update
 from hpcnn.parallel.route import Border, Route, make_route
+from hpcnn.parallel.turns import Turns, make_turns
 from hpcnn.plan.layout import Box, extent, volume
 from hpcnn.plan.planner import Plan
 from hpcnn.spec import INPUT, BatchNormSpec
@@ -30,11 +31,17 @@ from hpcnn.timeline import OFF, Timeline
 
 @dataclass(frozen=True)
 class Operation:
-    """One local layer: which values it reads, which it makes, and which it is the last to read."""
+    """One local layer: which values it reads, which it makes, and which it is the last to read.
+
+    Layers that are computed in turns are one operation: `first` is the one that reads, `trained` are all of them that
+    have parameters.
+    """
 
     layer: Layer[Any]
     inputs: tuple[str, ...]
     output: str
+    first: str
+    trained: tuple[str, ...]
     last_use: tuple[str, ...]
     needs_input_gradient: bool
 
@@ -79,7 +86,7 @@ class Program:
         self.plan = plan
         self.world = world
         self.exchange = exchange
-        self.operations = compile_operations(model)
+        self.operations = compile_operations(model, make_turns(model, plan, world.rank))
         self.timeline: Timeline = OFF
         self._loss = SoftmaxCrossEntropy(label_smoothing)
         self._sync_batchnorm = sync_batchnorm
@@ -196,10 +203,10 @@ class Program:
         exchange = self.exchange
         for operation in self.operations:
             layer, name = operation.layer, operation.output
-            inputs = tuple(border.read(values[border.source]) for border in route.borders[name])
-            if layer.parameters:
-                exchange.parameters_needed(name)
-                if context.training:
+            inputs = tuple(border.read(values[border.source]) for border in route.borders[operation.first])
+            for trained in operation.trained:
+                exchange.parameters_needed(trained)
+                if context.training and operation.first == name:
                     exchange.input_ready(name, inputs[0])
             box, kept = route.computed[name], None
             if volume(box) or (layer.joint_backward and context.training):
@@ -235,10 +242,10 @@ class Program:
             if runs:
                 with self.timeline.span(f"{name} error", "compute"):
                     error = layer.error(grad_output, kept, here)
-            if layer.parameters:
+            if layer.parameters and operation.first == name:
                 exchange.error_ready(name, error)
             wants_gradient = layer.parameters and not layer.joint_backward and exchange.wants_gradient(name)
-            borders = route.borders[name]
+            borders = route.borders[operation.first]
             first = wants_gradient and not any(border.moves for border in borders)
             if first:
                 self._backward_weight(operation, error, kept, here, runs=runs)
@@ -253,10 +260,10 @@ class Program:
                         give_back(border, grad)
             if wants_gradient and not first:  # while the input's travels
                 self._backward_weight(operation, error, kept, here, runs=runs)
-            if layer.joint_backward:
-                exchange.gradient_ready(name)
-            if layer.parameters:
-                exchange.backward_done(name)
+            for trained in reversed(operation.trained):
+                if layer.joint_backward:
+                    exchange.gradient_ready(trained)
+                exchange.backward_done(trained)
 
     def _backward_weight(
         self, operation: Operation, error: Array, kept: object, context: StepContext, *, runs: bool
@@ -278,25 +285,31 @@ def _of_box(context: StepContext, box: Box) -> StepContext:
     return context if stop - start == len(context.samples) else replace(context, samples=context.samples[start:stop])
 
 
-def compile_operations(model: Model) -> tuple[Operation, ...]:
-    """Return the model's layers as operations.
+def compile_operations(model: Model, turns: Mapping[str, Turns] | None = None) -> tuple[Operation, ...]:
+    """Return the model's layers as operations, those in groups of `turns` as one each, in the last layer's place.
 
     Each knows which values die with it, and whether its input needs a gradient: the images do not.
     """
+    groups = turns or {}
+    inner = {layer.name for group in groups.values() for layer in group.spec.layers[:-1]}
+    layers = [groups.get(layer.spec.name, layer) for layer in model.layers if layer.spec.name not in inner]
     last_reader: dict[str, str] = {}
     trained_above: set[str] = set()
-    for layer in model.layers:
+    for layer in layers:
         for name in layer.spec.inputs:
             last_reader[name] = layer.spec.name
         if layer.parameters or trained_above.intersection(layer.spec.inputs):
             trained_above.add(layer.spec.name)
+    members = {name: group.spec.layers for name, group in groups.items()}
     return tuple(
         Operation(
             layer=layer,
             inputs=layer.spec.inputs,
             output=layer.spec.name,
+            first=members.get(layer.spec.name, (layer.spec,))[0].name,
+            trained=tuple(spec.name for spec in members.get(layer.spec.name, (layer.spec,)) if spec.parameters),
             last_use=tuple(name for name, reader in last_reader.items() if reader == layer.spec.name),
             needs_input_gradient=bool(trained_above.intersection(layer.spec.inputs)),
         )
-        for layer in model.layers
+        for layer in layers
     )

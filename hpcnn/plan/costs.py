@@ -9,6 +9,7 @@ from hpcnn.plan.buckets import FLOAT_BYTES
 from hpcnn.plan.layout import volume
 from hpcnn.plan.placement import Placement
 from hpcnn.plan.planner import Plan
+from hpcnn.plan.turns import turn_boxes
 from hpcnn.spec import INPUT, LayerSpec, ModelSpec
 
 
@@ -31,14 +32,16 @@ class LayerCost:
 def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
     """Return the costs of every layer on rank 0, whose share of an uneven batch is the largest.
 
-    Flops count forward, input gradient (not for layers that read only the images) and weight gradient.
+    Flops count forward, input gradient (not for layers that read only the images) and weight gradient; in turns
+    forward twice, and what several tiles compute each time.
     """
     costs = []
     placement = plan.place(model, plan.global_batch)
     placed = placement.layers
+    in_turns = _made_in_turns(model, plan, placement)
     for layer, part, (_, layout) in zip(model.layers, plan.parts(model, 0), plan.layouts, strict=True):
-        share = volume(placed[layer.name].computed[0]) / prod(layer.output_shape)
-        passes = 2 if layer.inputs == (INPUT,) else 3
+        share = in_turns.get(layer.name, volume(placed[layer.name].computed[0])) / prod(layer.output_shape)
+        passes = (2 if layer.inputs == (INPUT,) else 3) + (layer.name in in_turns)
         costs.append(
             LayerCost(
                 name=layer.name,
@@ -52,6 +55,16 @@ def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
             )
         )
     return tuple(costs)
+
+
+def _made_in_turns(model: ModelSpec, plan: Plan, placement: Placement) -> dict[str, int]:
+    """Return the elements of output that rank 0 makes of each layer in a group, those made twice counted twice."""
+    made: dict[str, int] = {}
+    for group in plan.groups(model):
+        for boxes in turn_boxes(group, placement.layers[group.name].computed[0]):
+            for layer, box in zip(group.layers, boxes[1:], strict=True):
+                made[layer.name] = made.get(layer.name, 0) + volume(box)
+    return made
 
 
 def _most_fetched(placement: Placement, layer: LayerSpec, ranks: int) -> int:

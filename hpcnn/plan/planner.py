@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isqrt
 from typing import Any
 
+from hpcnn.arrays import Pair
 from hpcnn.errors import PlanError
 from hpcnn.plan import placement
+from hpcnn.plan import turns as groups_in_turns
 from hpcnn.plan.layout import Layout
 from hpcnn.plan.placement import Placement
+from hpcnn.plan.turns import GroupSpec
 from hpcnn.spec import (
     BatchNormSpec,
     ConvSpec,
@@ -33,6 +36,8 @@ class Plan:
 
     `fused` names the layers that read what their rank has computed, borders included, instead of fetching the borders.
     `exchange` says of layers by what kind of exchange their gradients travel; others follow `exchange.kind`.
+    `turns` names the last layers of groups that are computed tile after tile, with the rows and columns of tiles; a
+    group reaches towards the images as far as its layers are fused.
     """
 
     model: str
@@ -41,6 +46,7 @@ class Plan:
     layouts: tuple[tuple[str, Layout], ...]
     fused: frozenset[str] = frozenset()
     exchange: tuple[tuple[str, str], ...] = ()
+    turns: tuple[tuple[str, Pair], ...] = ()
 
     @property
     def cut(self) -> dict[str, int]:
@@ -55,6 +61,10 @@ class Plan:
             placement.part(layer, layouts[layer.name], placed[layer.name].computed[rank], rank)
             for layer in model.layers
         ]
+
+    def groups(self, model: ModelSpec) -> tuple[GroupSpec, ...]:
+        """Return the groups of layers that are computed in turns; PlanError if one cannot be."""
+        return groups_in_turns.groups(model, dict(self.layouts), self.fused, self.turns)
 
     def place(self, model: ModelSpec, num_samples: int) -> Placement:
         """Return what each rank owns, computes and reads of a batch of `num_samples`; PlanError if it cannot be."""
@@ -114,8 +124,33 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
 
 def checked(plan: Plan, model: ModelSpec) -> Plan:
     """Return a plan that can be run, or raise PlanError naming the layer and the reason."""
+    plan.groups(model)
     plan.place(model, plan.global_batch)
     return plan
+
+
+def in_turns(plan: Plan, model: ModelSpec, turns: Pair) -> Plan:
+    """Return a plan in which the layers that follow the images are groups of so many turns, one up to each pooling.
+
+    Of (1, 1) turns nothing is made.
+
+    Raises
+    ------
+    PlanError
+        If there is no group of two layers.
+    """
+    if turns == (1, 1):
+        return plan
+    chains = groups_in_turns.chains_from_images(model, dict(plan.layouts), turns)
+    if not chains:
+        raise PlanError(
+            f"plan: turns (={list(turns)}) need two convolutions, poolings or activations that follow the images one"
+            f" after the other; model '{model.name}' does not begin so. Set plan.turns = [1, 1], or give turns to other"
+            " layers in a plan file."
+        )
+    inner = {name for chain in chains for name in chain[1:]}
+    last_layers = tuple((chain[-1], turns) for chain in chains)
+    return checked(replace(plan, fused=plan.fused | inner, turns=last_layers), model)
 
 
 def _data(model: ModelSpec, ranks: int) -> list[Layout]:
@@ -182,14 +217,18 @@ def to_toml(plan: Plan) -> str:
         lines += [f"{axis} = {getattr(layout, axis)}" for axis in AXES if axis == "sample" or getattr(layout, axis) > 1]
         lines += ["fused = true"] if name in plan.fused else []
         lines += [f'exchange = "{kind}"' for layer, kind in plan.exchange if layer == name]
+        lines += [f"turns = {list(turns)}" for last, turns in plan.turns if last == name]
     return "\n".join(lines) + "\n"
 
 
 def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
     """Return the plan in a TOML text, checked against the model and batch it is to serve.
 
-    Of a layer, `sample`, `height`, `width` and `channel` count (1 where they are left out), `fused` and `exchange`; the
-    word `layout` is for people.
+    Of a layer, `sample`, `height`, `width` and `channel` count (1 where they are left out), `fused`, `exchange` and
+    `turns`; the word `layout` is for people. `turns = [rows, columns]` stands at the last layer of a group that every rank computes
+    tile after tile, to hold the feature maps of one tile at a time. To the group belong this layer, what it reads if it
+    is fused, what that reads if that is fused, and so on: `fused = true` joins a layer to the one that it reads. The
+    group ends where a layer is not fused, reads the images, or reads the last layer of another group.
 
     Raises
     ------
@@ -202,6 +241,7 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
         layouts = tuple((str(table["name"]), _layout(table)) for table in tables)
         fused = frozenset(str(table["name"]) for table in tables if table.get("fused", False) is True)
         exchange = tuple((str(table["name"]), str(table["exchange"])) for table in tables if "exchange" in table)
+        turns = tuple((str(table["name"]), _turns(table)) for table in tables if "turns" in table)
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(
             f"plan: not a plan file ({error}); write one with `hpcnn plan CONFIG --ranks N --save FILE`."
@@ -213,15 +253,32 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
         )
     if [name for name, _ in layouts] != [layer.name for layer in model.layers]:
         raise PlanError(f"plan: its layers are not those of model '{model.name}'. Save a new plan for this model.")
-    plan = Plan(model=model.name, ranks=ranks, global_batch=batch, layouts=layouts, fused=fused, exchange=exchange)
+    plan = Plan(
+        model=model.name,
+        ranks=ranks,
+        global_batch=batch,
+        layouts=layouts,
+        fused=fused,
+        exchange=exchange,
+        turns=turns,
+    )
     return checked(plan, model)
 
 
 def _layout(table: dict[str, Any]) -> Layout:
-    unknown = set(table) - {"name", "layout", "fused", "exchange", *AXES}
+    unknown = set(table) - {"name", "layout", "fused", "exchange", "turns", *AXES}
     if unknown:
         raise PlanError(
             f"plan: layer '{table['name']}': unknown key {sorted(unknown)[0]!r}; a layer has {', '.join(AXES)}, fused,"
-            " exchange."
+            " exchange, turns."
         )
     return Layout(**{axis: int(table.get(axis, 1)) for axis in AXES})
+
+
+def _turns(table: dict[str, Any]) -> Pair:
+    match table["turns"]:
+        case [int(rows), int(columns)] if min(rows, columns) >= 1:
+            return rows, columns
+    raise PlanError(
+        f"plan: layer '{table['name']}': turns (={table['turns']!r}) must be [rows, columns] of tiles, each at least 1."
+    )

@@ -8,16 +8,17 @@ the next; the last one counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
 from hpcnn.plan.exchanges import UPDATE_BYTES
-from hpcnn.plan.layout import extent, volume
+from hpcnn.plan.layout import Box, extent, volume
 from hpcnn.plan.movement import Movement
 from hpcnn.plan.placement import Placement
 from hpcnn.plan.planner import Plan
 from hpcnn.plan.site import NOWHERE, Journey, Site
+from hpcnn.plan.turns import GroupSpec, peak_elements, turn_boxes
 from hpcnn.plan.work import Passes
 from hpcnn.spec import BatchNormSpec, LayerSpec, ModelSpec
 
@@ -45,6 +46,8 @@ class LayerWork:
     """Sums over ranks inside forward and backward."""
     saved_bytes: int = 0
     """Of outputs that live until backward, on the rank with most."""
+    turn_bytes: int = 0
+    """Of what its group holds in backward beside that and the gradient of the output, if it is made in turns."""
     parameter_bytes: int = 0
 
 
@@ -80,7 +83,37 @@ class Prediction:
 def works(model: ModelSpec, plan: Plan, placement: Placement, site: Site) -> list[LayerWork]:
     """Return what every layer of a placed model costs on a site."""
     cut = plan.cut
-    return [work_of(layer, placement, site, cut[layer.name]) for layer in model.layers]
+    every = {layer.name: work_of(layer, placement, site, cut[layer.name]) for layer in model.layers}
+    for group in plan.groups(model):
+        every |= {work.name: work for work in _in_turns(group, every, placement, site)}
+    return list(every.values())
+
+
+def _in_turns(
+    group: GroupSpec, every: Mapping[str, LayerWork], placement: Placement, site: Site
+) -> Iterator[LayerWork]:
+    """Yield what the layers of a group cost: each turn's tile, of which forward is made once more in backward."""
+    looked_at = [placement.layers[group.name].computed[rank] for rank in site.looked_at()]
+    ranks = [turn_boxes(group, box) for box in looked_at]
+    held = [peak_elements(group, box, group.turns) - volume(box) - _read(group, box) for box in looked_at]
+    for index, layer in enumerate(group.layers):
+        times = []
+        for turns in ranks:
+            tiles = [site.clock.passes(layer, extent(boxes[index + 1]), extent(boxes[index])) for boxes in turns]
+            times.append([sum(column) for column in zip(*tiles, strict=True)] or [0.0] * 4)
+        forward, error, weight, back = (max(column) for column in zip(*times, strict=True))
+        last = layer.name == group.name
+        yield replace(
+            every[layer.name],
+            passes=Passes(forward, error + forward, weight, back),
+            saved_bytes=every[layer.name].saved_bytes if last else 0,
+            turn_bytes=FLOAT_BYTES * max(held) if last else 0,
+        )
+
+
+def _read(group: GroupSpec, box: Box) -> int:
+    """Return the elements of the group's input that `box` of its output takes."""
+    return sum(volume(boxes[0]) for boxes in turn_boxes(group, box, (1, 1)))
 
 
 def work_of(layer: LayerSpec, placement: Placement, site: Site, cut: int = 1) -> LayerWork:
@@ -143,8 +176,9 @@ def memory_bytes(every: Iterable[LayerWork], image_bytes: int, site: Site) -> in
     every = list(every)
     per_parameter = 2 + site.state_slots
     saved = sum(work.saved_bytes for work in every)
-    largest = max(work.saved_bytes for work in every)  # gradients of an output and of an input live at once
-    return image_bytes + saved + 2 * largest + per_parameter * sum(work.parameter_bytes for work in every)
+    # Gradients of an output and of an input live at once.
+    largest = max(max(2 * work.saved_bytes, work.turn_bytes) for work in every)
+    return image_bytes + saved + largest + per_parameter * sum(work.parameter_bytes for work in every)
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from hpcnn.plan.buckets import Bucket
 from hpcnn.plan.chain import Segment, cost_of_segment, grids, units_of
 from hpcnn.plan.exchanges import KINDS, choose_buckets
 from hpcnn.plan.layout import Layout
-from hpcnn.plan.planner import PRESETS, Plan, checked, make_plan
+from hpcnn.plan.planner import PRESETS, Plan, checked, in_turns, make_plan
 from hpcnn.plan.prediction import Prediction, predict
 from hpcnn.plan.site import Site
 from hpcnn.spec import ModelSpec
@@ -65,7 +65,7 @@ class Runner:
 
 
 def plan_for(config: Config, model: ModelSpec, site: Site) -> Plan:
-    """Return the plan of a configuration: its preset's, or the fastest there is.
+    """Return the plan of a configuration: its preset's, or the fastest there is; with `plan.turns`.
 
     Raises
     ------
@@ -74,15 +74,15 @@ def plan_for(config: Config, model: ModelSpec, site: Site) -> Plan:
     """
     batch, limit = config.train.global_batch, config.plan.memory_bytes
     if config.plan.preset == "auto":
-        return search_for(config, model, site).plan
-    plan = make_plan(model, config.plan.preset, site.ranks, batch)
+        return in_turns(search_for(config, model, site).plan, model, config.plan.turns)
+    plan = in_turns(make_plan(model, config.plan.preset, site.ranks, batch), model, config.plan.turns)
     if limit:
         needed = predict(model, plan, (), site).memory_bytes
         if needed > limit:
             raise PlanError(
                 f"plan: preset '{config.plan.preset}' needs about {needed} bytes of arrays on a rank, and"
-                f" plan.memory_bytes (={limit}) is less. Start more ranks, take a smaller train.global_batch, or set"
-                ' plan.preset = "auto".'
+                f" plan.memory_bytes (={limit}) is less. Start more ranks, take a smaller train.global_batch, set"
+                ' plan.preset = "auto", or more plan.turns.'
             )
     return plan
 
