@@ -19,6 +19,8 @@ Padding: TypeAlias = tuple[Pair, Pair]
 
 ALIGNMENT_BYTES = 64
 SMALLEST_POOLED_BYTES = 1 << 16
+LARGEST_FIT = 2
+"""A free block serves requests down to its size over this: tiles of many sizes share a few blocks."""
 
 # Free blocks by size. Lists only: append and pop are atomic, so a block may come back from any thread,
 # and from inside a garbage collection, without a lock.
@@ -32,12 +34,12 @@ class _Block:
 
     def __init__(self, num_bytes: int) -> None:
         size = -(-num_bytes // 4096) * 4096
-        try:
-            self._memory = _free.setdefault(size, []).pop()
-        except IndexError:
+        memory = _recycled(size)
+        if memory is None:
             raw = np.empty(size + ALIGNMENT_BYTES, dtype=np.uint8)
             offset = -raw.ctypes.data % ALIGNMENT_BYTES
-            self._memory = raw[offset : offset + size]
+            memory = raw[offset : offset + size]
+        self._memory = memory
         self.__array_interface__ = {
             "shape": (num_bytes,),
             "typestr": "|u1",
@@ -49,6 +51,16 @@ class _Block:
         free = _free  # None while the interpreter shuts down
         if free is not None:
             free.setdefault(self._memory.nbytes, []).append(self._memory)
+
+
+def _recycled(size: int) -> np.ndarray | None:
+    """Return the smallest free block that serves `size` without much waste."""
+    for found in (size, *sorted(other for other in list(_free) if size < other <= LARGEST_FIT * size)):
+        try:
+            return _free.get(found, []).pop()
+        except IndexError:
+            pass
+    return None
 
 
 def empty(shape: Shape | int, dtype: Any = np.float32) -> np.ndarray:

@@ -44,6 +44,23 @@ def test_pages_of_a_dead_array_serve_the_next_of_its_size():
     assert arrays.empty((1 << 17,), np.float64).ctypes.data == address
 
 
+def test_a_free_block_serves_smaller_arrays_unless_most_of_it_would_lie_idle():
+    address = arrays.empty((1 << 18,)).ctypes.data
+    smaller = arrays.empty((1 << 17,))
+    assert smaller.ctypes.data == address
+    del smaller
+    other = arrays.empty(((1 << 17) - 1024,))
+    assert other.ctypes.data != address
+    assert arrays.release_pool() == 1 << 20
+
+
+def test_the_smallest_block_that_serves_is_taken():
+    larger, fitting = arrays.empty((300_000,)), arrays.empty((250_000,))
+    address = fitting.ctypes.data
+    del larger, fitting
+    assert arrays.empty((200_000,)).ctypes.data == address
+
+
 def test_a_view_keeps_the_pages_from_being_handed_out():
     x = arrays.empty((1000, 1000))
     x[...] = 7.0
