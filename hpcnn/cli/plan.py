@@ -172,7 +172,7 @@ def _describe_turns(model: ModelSpec, plan: planner.Plan) -> str:
     placed, lines = plan.place(model, plan.global_batch).layers, []
     for group in plan.groups(model):
         box, (rows, columns) = placed[group.name].computed[0], group.turns
-        whole, turns = (quantity(peak_elements(group, box, grid) * FLOAT_BYTES, "B") for grid in (None, group.turns))
+        whole, turns = (quantity(peak_elements(group, box, whole=one) * FLOAT_BYTES, "B") for one in (True, False))
         lines.append(
             f"\n{group.layers[0].name} to {group.name} in {rows} x {columns} turns: at most {turns} of feature maps and"
             f" gradients at a time, instead of {whole}"

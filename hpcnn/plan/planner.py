@@ -225,10 +225,11 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
     """Return the plan in a TOML text, checked against the model and batch it is to serve.
 
     Of a layer, `sample`, `height`, `width` and `channel` count (1 where they are left out), `fused`, `exchange` and
-    `turns`; the word `layout` is for people. `turns = [rows, columns]` stands at the last layer of a group that every rank computes
-    tile after tile, to hold the feature maps of one tile at a time. To the group belong this layer, what it reads if it
-    is fused, what that reads if that is fused, and so on: `fused = true` joins a layer to the one that it reads. The
-    group ends where a layer is not fused, reads the images, or reads the last layer of another group.
+    `turns`; the word `layout` is for people. `turns = [rows, columns]` stands at the last layer of a
+    group that every rank computes tile after tile, to hold the feature maps of one tile at a time. To the group belong
+    this layer, what it reads if it is fused, what that reads if that is fused, and so on: `fused = true` joins a layer
+    to the one that it reads. The group ends where a layer is not fused, reads the images, or reads the last layer of
+    another group.
 
     Raises
     ------

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 
 from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
 from hpcnn.plan.exchanges import UPDATE_BYTES
-from hpcnn.plan.layout import Box, extent, volume
+from hpcnn.plan.layout import extent, volume
 from hpcnn.plan.movement import Movement
 from hpcnn.plan.placement import Placement
 from hpcnn.plan.planner import Plan
 from hpcnn.plan.site import NOWHERE, Journey, Site
-from hpcnn.plan.turns import GroupSpec, peak_elements, turn_boxes
+from hpcnn.plan.turns import GroupSpec, elements_of_turn, turn_boxes
 from hpcnn.plan.work import Passes
 from hpcnn.spec import BatchNormSpec, LayerSpec, ModelSpec
 
@@ -47,7 +47,7 @@ class LayerWork:
     saved_bytes: int = 0
     """Of outputs that live until backward, on the rank with most."""
     turn_bytes: int = 0
-    """Of what its group holds in backward beside that and the gradient of the output, if it is made in turns."""
+    """Of what its group holds in backward beside its input and output, if it is made in turns."""
     parameter_bytes: int = 0
 
 
@@ -93,27 +93,20 @@ def _in_turns(
     group: GroupSpec, every: Mapping[str, LayerWork], placement: Placement, site: Site
 ) -> Iterator[LayerWork]:
     """Yield what the layers of a group cost: each turn's tile, of which forward is made once more in backward."""
-    looked_at = [placement.layers[group.name].computed[rank] for rank in site.looked_at()]
-    ranks = [turn_boxes(group, box) for box in looked_at]
-    held = [peak_elements(group, box, group.turns) - volume(box) - _read(group, box) for box in looked_at]
+    made = [placement.layers[group.name].computed[rank] for rank in site.looked_at()]
+    turns = [turn_boxes(group, box) for box in made]
     for index, layer in enumerate(group.layers):
-        times = []
-        for turns in ranks:
-            tiles = [site.clock.passes(layer, extent(boxes[index + 1]), extent(boxes[index])) for boxes in turns]
-            times.append([sum(column) for column in zip(*tiles, strict=True)] or [0.0] * 4)
-        forward, error, weight, back = (max(column) for column in zip(*times, strict=True))
-        last = layer.name == group.name
-        yield replace(
-            every[layer.name],
-            passes=Passes(forward, error + forward, weight, back),
-            saved_bytes=every[layer.name].saved_bytes if last else 0,
-            turn_bytes=FLOAT_BYTES * max(held) if last else 0,
-        )
-
-
-def _read(group: GroupSpec, box: Box) -> int:
-    """Return the elements of the group's input that `box` of its output takes."""
-    return sum(volume(boxes[0]) for boxes in turn_boxes(group, box, (1, 1)))
+        tiles = [[(extent(boxes[index + 1]), extent(boxes[index])) for boxes in some] for some in turns]
+        sums = [
+            map(sum, zip(*(site.clock.passes(layer, *tile) for tile in some), strict=True)) for some in tiles if some
+        ]
+        forward, error, weight, back = (max(column) for column in zip(*sums, strict=True))
+        passes = Passes(forward, error + forward, weight, back)
+        if layer.name == group.name:
+            held = FLOAT_BYTES * max(elements_of_turn(group, box) for box in made)
+            yield replace(every[layer.name], passes=passes, turn_bytes=held)
+        else:
+            yield replace(every[layer.name], passes=passes, saved_bytes=0)
 
 
 def work_of(layer: LayerSpec, placement: Placement, site: Site, cut: int = 1) -> LayerWork:

@@ -143,33 +143,42 @@ def turn_boxes(group: GroupSpec, box: Box, turns: Pair | None = None) -> tuple[t
     return tuple(found)
 
 
-def peak_elements(group: GroupSpec, box: Box, turns: Pair | None = None) -> int:
-    """Return the largest number of elements of feature maps and their gradients that a step holds at a time.
+def elements_of_turn(group: GroupSpec, box: Box) -> int:
+    """Return what backward through `box` holds at most, beside the group's input and the gradient of its output.
 
-    What each layer has read and made is held until backward is through with it, and beside it the gradient of its
-    output, before and after a fused activation, and of its input. Between turns the group's input and the gradients of
-    input and output stay.
+    That is the gradient of the input, which turns add to, and what one turn makes.
+    """
+    read = sum(volume(boxes[0]) for boxes in turn_boxes(group, box, (1, 1))) if group.goes_back(0) else 0
+    return read + max((_peak(group, boxes) for boxes in turn_boxes(group, box)), default=0)
+
+
+def peak_elements(group: GroupSpec, box: Box, *, whole: bool = False) -> int:
+    """Return the largest number of elements of feature maps and their gradients that a group holds at a time.
 
     Parameters
     ----------
     box : Box
         Of the group's output, what the rank computes of the batch.
-    turns : (int, int), optional
-        Rows and columns of tiles; left out, there are no turns.
+    whole : bool
+        Without turns.
     """
+    once = turn_boxes(group, box, (1, 1))
+    if whole or not once:
+        return max((_peak(group, boxes) for boxes in once), default=0)
+    return volume(once[0][0]) + volume(box) + elements_of_turn(group, box)
 
-    def peak(boxes: Sequence[Box]) -> int:
-        made = [volume(part) for part in boxes]
-        steps = [0]
-        for index, layer in enumerate(group.layers):
-            activated = isinstance(layer, ActivationSpec) or getattr(layer, "activation", None) is not None
-            grads = made[index + 1] * (2 if activated else 1) if group.goes_back(index + 1) else 0
-            grads += made[index] if group.goes_back(index) else 0
-            steps.append(sum(made[: index + 2]) + grads)
-        return max(steps)
 
-    whole = turn_boxes(group, box, (1, 1))
-    if turns is None or not whole:
-        return max(map(peak, whole), default=0)
-    between = volume(whole[0][0]) * (2 if group.goes_back(0) else 1) + volume(box)
-    return between + max(map(peak, turn_boxes(group, box, turns)))
+def _peak(group: GroupSpec, boxes: Sequence[Box]) -> int:
+    """Return what is held at most while the boxes of one turn are made and gone back through.
+
+    What each layer has read and made is held until backward is through with it, and beside it the gradient of its
+    output, before and after a fused activation, and of its input.
+    """
+    made = [volume(box) for box in boxes]
+    steps = []
+    for index, layer in enumerate(group.layers):
+        activated = isinstance(layer, ActivationSpec) or getattr(layer, "activation", None) is not None
+        grads = made[index + 1] * (2 if activated else 1) if group.goes_back(index + 1) else 0
+        grads += made[index] if group.goes_back(index) else 0
+        steps.append(sum(made[: index + 2]) + grads)
+    return max(steps)

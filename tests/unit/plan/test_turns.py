@@ -175,7 +175,9 @@ def test_turns_make_all_of_the_output_once_and_read_no_more_than_the_rank_has(se
 
 def test_layer_costs_count_forward_twice_and_borders_as_often_as_they_are_computed(lenet: ModelSpec) -> None:
     whole = {cost.name: cost.flops for cost in layer_costs(lenet, make_plan(lenet, "data", 1, 2))}
-    turns = {cost.name: cost.flops for cost in layer_costs(lenet, make_plan(lenet, "data", 1, 2, (2, 2)))}
+    turns = {
+        cost.name: cost.flops for cost in layer_costs(lenet, in_turns(make_plan(lenet, "data", 1, 2), lenet, (2, 2)))
+    }
     assert turns["conv1"] == 3 * whole["conv1"] // 2  # the windows of the pooling do not overlap: no borders
     assert turns["conv2"] == 4 * whole["conv2"] // 3
     assert turns["fc1"] == whole["fc1"]
@@ -191,6 +193,6 @@ def test_the_peak_of_a_small_group_by_hand(lenet: ModelSpec) -> None:
     assert lenet.layers[0].activation == "relu"
     images, conv, pooled = 28 * 28, 28 * 28 * 6, 14 * 14 * 6
     whole = images + conv + 2 * conv  # conv1, with its output's gradient before and after the ReLU
-    assert peak_elements(group, whole_output(group, 2)) == 2 * whole
+    assert peak_elements(group, whole_output(group, 2), whole=True) == 2 * whole
     tile = 16 * 28 + 3 * 14 * 28 * 6  # 14 rows, which read 16: two lie in the padding
-    assert peak_elements(group, whole_output(group, 2), (2, 1)) == 2 * (images + pooled + tile)
+    assert peak_elements(group, whole_output(group, 2)) == 2 * (images + pooled + tile)
