@@ -213,3 +213,14 @@ def test_plan_prints_every_layer_and_needs_no_mpi(tmp_path: Path) -> None:
     assert "138 M parameters" in result.stdout
     assert "fc6" in result.stdout or "fc1" in result.stdout
     assert (tmp_path / "plan.toml").exists()
+
+
+def test_a_plan_with_turns_is_printed_saved_and_trained(tmp_path: Path) -> None:
+    planned = hpcnn(tmp_path, "plan", "lenet5", "--ranks", "2", "--set", "plan.turns=[2, 3]", "--save", "plan.toml")
+    assert planned.returncode == 0, planned.stderr
+    assert "conv1 to pool1 in 2 x 3 turns: at most" in planned.stdout
+    assert "turns = [2, 3]" in (tmp_path / "plan.toml").read_text()
+    run = ("--set", "train.steps=3")
+    trained = hpcnn(tmp_path, "train", "lenet5", "--plan", "plan.toml", "--out", "run", *run, n=2)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "run" / "plan.toml").read_text() == (tmp_path / "plan.toml").read_text()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hpcnn.arrays import Pair
+from hpcnn.config import load
 from hpcnn.errors import PlanError
 from hpcnn.geometry import Block
 from hpcnn.nn import models
@@ -17,6 +18,9 @@ from hpcnn.nn.models.yolo import yolo16
 from hpcnn.plan.costs import layer_costs
 from hpcnn.plan.layout import Box, Layout, contains, hull, volume
 from hpcnn.plan.planner import Plan, checked, from_toml, in_turns, make_plan, to_toml
+from hpcnn.plan.prediction import predict
+from hpcnn.plan.search import plan_for
+from hpcnn.plan.site import Site
 from hpcnn.plan.turns import GroupSpec, peak_elements, turn_boxes
 from hpcnn.spec import ModelSpec
 from tests.chains import in_one_group, in_random_turns, random_chain
@@ -185,6 +189,30 @@ def test_layer_costs_count_forward_twice_and_borders_as_often_as_they_are_comput
     rows = 2 * 14  # each tile of 5 rows of conv2's 10 reads 5 + 4 of pool1's 14
     conv1 = {cost.name: cost.flops for cost in layer_costs(lenet, one)}["conv1"]
     assert conv1 == pytest.approx(3 * whole["conv1"] / 2 * 2 * 2 * 9 / rows)
+
+
+def test_predictions_hold_less_in_turns_and_compute_longer() -> None:
+    spec, site = yolo16((304, 304, 3), 10, batchnorm=False), Site(nodes=(0, 0))
+    whole = make_plan(spec, "data", 2, 4)
+    turned = in_turns(whole, spec, (2, 2))
+    ours, theirs = (predict(spec, plan, (), site) for plan in (turned, whole))
+    assert ours.memory_bytes < 0.5 * theirs.memory_bytes
+    assert 4 / 3 * theirs.compute_s * 0.9 < ours.compute_s < 2 * theirs.compute_s
+    parameters = 3 * 4 * spec.num_parameters
+    most, below = 0, 2 * 304 * 304 * 3
+    for group in turned.groups(spec):
+        box = turned.place(spec, 4).layers[group.name].computed[0]
+        most = max(most, below - volume(turn_boxes(group, box, (1, 1))[0][0]) + peak_elements(group, box))
+        below += volume(box)
+    assert ours.memory_bytes >= parameters + 4 * most
+
+
+def test_turns_let_a_preset_fit_into_memory() -> None:
+    spec, site = models.build("vgg16", (224, 224, 3), 1000), Site(nodes=(0,))
+    tight = ["data.source=synthetic", "train.global_batch=16", "plan.memory_bytes=2_600_000_000"]
+    with pytest.raises(PlanError, match=r"preset 'data' needs about \d+ bytes.*or more plan.turns"):
+        plan_for(load("vgg16", tight), spec, site)
+    assert plan_for(load("vgg16", [*tight, "plan.turns=[4, 4]"]), spec, site).turns
 
 
 def test_the_peak_of_a_small_group_by_hand(lenet: ModelSpec) -> None:
