@@ -10,6 +10,10 @@ The program announces events a layer, in the order of one step:
     backward_done       backward is through with the layer: its parameters may change
     end_backward        backward is through with all layers
 
+Layers that are computed in turns (`parallel/turns.py`) are announced together, when their group begins forward and
+when it is through with backward, which makes their inputs once more: parameters must not change between the two. What
+they read and the gradients of their outputs are never whole, and not announced.
+
 Every layer belongs to a carrier (`carrier.py`), and carriers of several kinds may serve one model. At every event the
 exchange looks which carriers have their global gradients, has those parameters moved and the carrier publish them:
 communication of any layer then travels beside the computation of any other, across the border between two steps.
