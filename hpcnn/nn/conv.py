@@ -31,6 +31,10 @@ class Conv(Layer[ConvSpec]):
         y = ops.conv2d_forward(x, self.value("weight"), self.value("bias"), activation=activation, **self._geometry)
         return y, ((x, y if activation else None) if context.training else None)
 
+    def resave(self, saved: Saved, inputs: tuple[Array, ...], output: Array, part: tuple[slice, ...] = ()) -> Saved:
+        """Return input and output in place of those that are saved."""
+        return inputs[0], output if self.spec.activation else None
+
     def error(self, grad_output: Array, saved: Saved, context: StepContext) -> Array:
         """Return the gradient before the fused activation, shape (N, P, Q, K)."""
         _, y = saved

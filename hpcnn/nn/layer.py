@@ -63,6 +63,14 @@ class Layer(Generic[S]):
         """Return one gradient per input."""
         raise NotImplementedError
 
+    def resave(self, saved: Saved, inputs: tuple[Array, ...], output: Array, part: tuple[slice, ...] = ()) -> Saved:
+        """Return what `forward` saves where it reads `inputs` and makes `output`, having saved `saved` for another box.
+
+        `part` is where `output` lies in that one. Where it is left out the box is a larger one, of which `saved` has a
+        piece; that is for layers that run in pieces, of which nothing is saved but inputs and output.
+        """
+        raise NotImplementedError
+
     def value(self, short: str) -> Array | None:
         """Return the value of a parameter by its short name, None where the layer has none such."""
         return self.parameters[short].value if short in self.parameters else None

@@ -19,6 +19,10 @@ class Linear(Layer[LinearSpec]):
         y = ops.linear_forward(x, self.value("weight"), self.value("bias"), activation=activation)
         return y, ((x, y if activation else None) if context.training else None)
 
+    def resave(self, saved: Saved, inputs: tuple[Array, ...], output: Array, part: tuple[slice, ...] = ()) -> Saved:
+        """Return input and output in place of those that are saved."""
+        return inputs[0], output if self.spec.activation else None
+
     def error(self, grad_output: Array, saved: Saved, context: StepContext) -> Array:
         """Return the gradient before the fused activation, shape (N, out)."""
         _, y = saved

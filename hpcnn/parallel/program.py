@@ -179,8 +179,9 @@ class Program:
         """Return how a batch of so many samples is computed; the first time this is collective."""
         if num_samples not in self._routes:
             placement = self.plan.place(self.model.spec, num_samples)
-            dtype = self.model.parameters.values.dtype
-            self._routes[num_samples] = make_route(self.model.spec, placement, self.world, dtype, self._algorithm)
+            self._routes[num_samples] = make_route(
+                self.model, placement, self.world, self._algorithm, overlap=self.exchange.overlap
+            )
         return self._routes[num_samples]
 
     def average_statistics(self) -> None:
@@ -200,24 +201,36 @@ class Program:
         """Return the logits of this rank's share of the loss, and what each operation saved."""
         values: dict[str, Array] = {INPUT: images.astype(self.model.parameters.values.dtype, copy=False)}
         saved: list[object] = []
-        exchange = self.exchange
         for operation in self.operations:
-            layer, name = operation.layer, operation.output
-            inputs = tuple(border.read(values[border.source]) for border in route.borders[operation.first])
-            for trained in operation.trained:
-                exchange.parameters_needed(trained)
-                if context.training and operation.first == name:
-                    exchange.input_ready(name, inputs[0])
-            box, kept = route.computed[name], None
-            if volume(box) or (layer.joint_backward and context.training):
-                with self.timeline.span(f"{name} forward", "compute"):
-                    values[name], kept = layer.forward(inputs, _of_box(context, box))
-            else:
-                values[name] = arrays.empty(extent(box), inputs[0].dtype)
+            values[operation.output], kept = self._run(operation, values, context, route)
             saved.append(kept if context.training else None)
             for dead in operation.last_use:
                 del values[dead]
-        return route.loss.read(values[self.operations[-1].output]), saved
+        logits = values[self.operations[-1].output]
+        route.loss.begin(logits)
+        return route.loss.end(logits), saved
+
+    def _run(
+        self, operation: Operation, values: dict[str, Array], context: StepContext, route: Route
+    ) -> tuple[Array, object]:
+        """Return what an operation makes on this rank, and what it saved."""
+        layer, name = operation.layer, operation.output
+        borders, pieces = route.borders[operation.first], route.pieces.get(name)
+        for border in borders:
+            border.begin(values[border.source])
+        for trained in operation.trained:
+            self.exchange.parameters_needed(trained)
+        output = None if pieces is None else pieces.begin(values[pieces.source], context, self.timeline)
+        inputs = tuple(border.end(values[border.source]) for border in borders)
+        if layer.parameters and context.training and operation.first == name:
+            self.exchange.input_ready(name, inputs[0])
+        if pieces is not None:
+            return output, pieces.end(output, inputs[0], context, self.timeline)
+        box = route.computed[name]
+        if volume(box) or (layer.joint_backward and context.training):
+            with self.timeline.span(f"{name} forward", "compute"):
+                return layer.forward(inputs, _of_box(context, box))
+        return arrays.empty(extent(box), inputs[0].dtype), None
 
     def _backward(self, grad_logits: Array, saved: list[object], context: StepContext, route: Route) -> None:
         # Of each value, what its readers have returned so far: borders that may still be on their way.

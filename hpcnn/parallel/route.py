@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from hpcnn import arrays
 from hpcnn.arrays import Array
 from hpcnn.comm import movement
 from hpcnn.comm.movement import Mover
 from hpcnn.comm.world import World
 from hpcnn.geometry import Block
+from hpcnn.nn.model import Model
+from hpcnn.parallel.pieces import Pieces, make_pieces
 from hpcnn.plan.layout import Box, extent, within
 from hpcnn.plan.movement import Movement
 from hpcnn.plan.placement import Placement
-from hpcnn.spec import INPUT, ModelSpec
+from hpcnn.spec import INPUT
 
 
 class Border:
@@ -52,13 +52,15 @@ class Border:
         self._whole = computed == (needed if mover is None else owned)
         self._cut = within(needed if mover is None else owned, computed)
 
-    def read(self, value: Array) -> Array:
-        """Return what is needed of the value that this rank has."""
+    def begin(self, value: Array) -> None:
+        """Begin to fetch what is needed, given the value that this rank has."""
+        if self._mover is not None:
+            self._mover.start(value if self._whole else value[self._cut])
+
+    def end(self, value: Array) -> Array:
+        """Return what is needed, having waited for it; `value` is as before."""
         part = value if self._whole else value[self._cut]
-        if self._mover is None:
-            return part
-        self._mover.start(part)
-        return self._mover.finish(part)
+        return part if self._mover is None else self._mover.finish(part)
 
     def begin_back(self, grad: Array) -> None:
         """Begin to return the gradient of what was read."""
@@ -86,24 +88,26 @@ class Route:
     images: Box
     computed: dict[str, Box]
     borders: dict[str, tuple[Border, ...]]
+    pieces: dict[str, Pieces]
+    """Of the operations that begin before all of their input is there."""
     loss: Border
     labels: Block
     """The samples of the batch whose loss this rank computes."""
 
 
-def make_route(model: ModelSpec, placement: Placement, world: World, dtype: np.dtype, algorithm: str) -> Route:
+def make_route(model: Model, placement: Placement, world: World, algorithm: str, *, overlap: bool) -> Route:
     """Return this rank's route (collective where anything is moved).
 
     Parameters
     ----------
     placement : Placement
         Of a batch of some size.
-    dtype : data type
-        Of activations.
     algorithm : str
         Of all-gathers and reduce-scatters.
+    overlap : bool
+        Whether movements get on while this rank computes.
     """
-    rank, layers = world.rank, placement.layers
+    rank, layers, dtype = world.rank, placement.layers, model.parameters.values.dtype
 
     def border(source: str, reader: str, needed: tuple[Box, ...], *, moved: bool) -> Border:
         if source == INPUT:
@@ -119,12 +123,13 @@ def make_route(model: ModelSpec, placement: Placement, world: World, dtype: np.d
             border(source, layer.name, layers[layer.name].needed, moved=moved)
             for source, moved in zip(layer.inputs, layers[layer.name].moved, strict=True)
         )
-        for layer in model.layers
+        for layer in model.spec.layers
     }
     return Route(
         images=placement.images[rank],
         computed={name: placed.computed[rank] for name, placed in layers.items()},
         borders=borders,
-        loss=border(model.layers[-1].name, "loss", placement.loss, moved=placement.loss_moved),
+        pieces=make_pieces(model, placement, rank) if overlap else {},
+        loss=border(model.spec.layers[-1].name, "loss", placement.loss, moved=placement.loss_moved),
         labels=placement.loss[rank][0],
     )

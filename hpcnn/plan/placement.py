@@ -17,7 +17,7 @@ from itertools import pairwise
 from hpcnn.arrays import Padding, Pair
 from hpcnn.errors import PlanError
 from hpcnn.geometry import NO_PADDING, Block, blocks
-from hpcnn.plan.layout import Box, Layout, contains, hull, volume
+from hpcnn.plan.layout import Box, Layout, contains, hull, intersect, volume
 from hpcnn.plan.movement import Movement
 from hpcnn.spec import (
     INPUT,
@@ -190,6 +190,37 @@ def padding(layer: LayerSpec, box: Box) -> Padding:
     return _window(layer, box)[1] if isinstance(layer, ConvSpec | PoolSpec) and volume(box) else NO_PADDING
 
 
+def interior(layer: LayerSpec, box: Box, owned: Box) -> tuple[Box, tuple[Box, ...]]:
+    """Return what of `box` a layer makes of `owned` of its input alone, and the strips around that.
+
+    The interior is the largest box of positions whose windows lie in `owned`; it is empty where there is none, and for
+    layers that are not run in pieces. It and the strips cover `box` once. Strips are those before and after it along
+    samples, rows and columns, as far as there are any: of tiles four, top, bottom, left and right.
+    """
+    inner = [Block(0, 0)] * len(box)
+    if isinstance(layer, LinearSpec) or (isinstance(layer, ConvSpec) and not _may_miss(layer)):
+        inner = [*intersect(box[:1], owned[:1]), *box[1:]]
+    if isinstance(layer, ConvSpec) and volume(box):
+        for axis in range(2):
+            inner[1 + axis] = _inner(layer, axis, box[1 + axis], owned[1 + axis])
+    if not volume(tuple(inner)) or not contains(owned, needs(layer, tuple(inner))):
+        return (Block(0, 0),) * len(box), (box,)
+    strips = []
+    for axis, (part, whole) in enumerate(zip(inner, box, strict=True)):
+        edges = Block(whole.start, part.start), Block(part.stop, whole.stop)
+        strips += [(*inner[:axis], edge, *box[axis + 1 :]) for edge in edges if edge.size]
+    return tuple(inner), tuple(strips)
+
+
+def _inner(layer: ConvSpec, axis: int, block: Block, owned: Block) -> Block:
+    """Return which positions of `block` have windows that lie in `owned`, or beside the image, along an axis."""
+    step, before, size = layer.stride[axis], layer.padding[axis][0], layer.input_shape[axis]
+    reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
+    start = block.start if owned.start == 0 else max(block.start, -(-(owned.start + before) // step))
+    stop = block.stop if owned.stop == size else min(block.stop, (owned.stop + before - reach) // step + 1)
+    return Block(start, max(start, stop))
+
+
 def _window(layer: ConvSpec | PoolSpec, box: Box) -> tuple[tuple[Block, Block], Padding]:
     """Return rows and columns that the windows of `box` lie on, and how far they stick out on each side.
 
@@ -214,6 +245,12 @@ def _window(layer: ConvSpec | PoolSpec, box: Box) -> tuple[tuple[Block, Block], 
 def _kernel(layer: ConvSpec | PoolSpec) -> tuple[Pair, Pair]:
     """Return the rows and columns of a layer's window, and how far apart they lie."""
     return (layer.kernel_size, layer.dilation) if isinstance(layer, ConvSpec) else (layer.window, (1, 1))
+
+
+def _may_miss(layer: ConvSpec | PoolSpec) -> bool:
+    """Return whether a window may lie in the padding altogether."""
+    size, dilation = _kernel(layer)
+    return any(max(layer.padding[axis]) > (size[axis] - 1) * dilation[axis] for axis in range(2))
 
 
 def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
@@ -254,14 +291,11 @@ def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
             raise refuse("is a flatten, which keeps samples whole", "Cut samples only.")
         case DropoutSpec() if len(layer.output_shape) > 1 and layout.ranks != layout.sample:
             raise refuse("is a dropout of images, which keeps samples whole", "Cut samples only.")
-    if tiles > 1 and isinstance(layer, ConvSpec | PoolSpec):
-        size, dilation = _kernel(layer)
-        for axis in range(2):
-            if max(layer.padding[axis]) > (size[axis] - 1) * dilation[axis]:
-                raise refuse(
-                    f"is padded by {max(layer.padding[axis])}, so far that whole windows lie off the image",
-                    "Cut samples or channels only.",
-                )
+    if tiles > 1 and isinstance(layer, ConvSpec | PoolSpec) and _may_miss(layer):
+        raise refuse(
+            f"is padded by {layer.padding}, so far that whole windows lie off the image",
+            "Cut samples or channels only.",
+        )
 
 
 def _cuts(model: ModelSpec, layouts: Mapping[str, Layout]) -> dict[str, tuple[tuple[Block, ...], tuple[Block, ...]]]:

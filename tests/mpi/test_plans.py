@@ -17,14 +17,17 @@ from hpcnn.comm import World
 from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
-from hpcnn.parallel.exchange import make_exchange
+from hpcnn.parallel.exchange import Exchange, make_exchange
+from hpcnn.parallel.exchange.carrier import Carrier
 from hpcnn.parallel.program import Program
 from hpcnn.parallel.whole import Whole
 from hpcnn.plan import placement
+from hpcnn.plan.buckets import make_buckets
 from hpcnn.plan.exchanges import choose_buckets
 from hpcnn.plan.layout import Layout
 from hpcnn.plan.planner import AXES, PRESETS, Plan, checked, make_plan
 from hpcnn.spec import ModelSpec
+from hpcnn.timeline import Timeline
 from hpcnn.train import optimizers
 from hpcnn.train.update import StepUpdate
 from tests.checks import spmd_assert
@@ -119,6 +122,28 @@ def test_fewer_samples_than_ranks_are_enough_where_images_or_filters_are_cut(pre
     spec = spec_of("yolo16")
     plan = make_plan(spec, preset, world().size, 1)
     assert_equal_training(train(world(), spec, plan), serial("yolo16", 1))
+
+
+@pytest.mark.parametrize(("preset", "name", "layer"), [("spatial", "yolo16", "conv2"), ("hybrid", "lenet5", "fc1")])
+def test_what_needs_nothing_of_others_is_computed_while_the_rest_travels(preset, name, layer):
+    on, spec = world(), spec_of(name)
+    plan = make_plan(spec, preset, on.size, BATCH)
+    model = Model(spec, 3, np.float64, plan.parts(spec, on.rank))
+    images = np.random.default_rng(5).standard_normal((BATCH, *spec.input_shape))
+    logits, spans = [], []
+    for overlap in (True, False):
+        exchange = Exchange([Carrier(bucket) for bucket in make_buckets(spec.layers, 1)], on.engine, overlap=overlap)
+        program = Program(model, plan, on, exchange)
+        program.timeline = Timeline()
+        context = program.context(training=False, seed=1, step=0, samples=np.arange(BATCH), global_batch=BATCH)
+        own = images[tuple(slice(*block) for block in program.route(BATCH).images)]
+        logits.append(program.predict(own, context))
+        spans.append([span.name for span in program.timeline.spans])
+    spmd_assert(on.comm, np.allclose(*logits, rtol=1e-12, atol=1e-12))
+    parts = [f"{layer} forward, inside", f"{layer} forward, border"]
+    in_pieces = on.comm.allgather(parts == [span for span in spans[0] if span in parts])
+    assert any(in_pieces) == (on.size > 1 if preset == "spatial" else on.size == 2), "of 7 samples a third is too few"
+    spmd_assert(on.comm, not any("," in span for span in spans[1]), "pieces though nothing travels meanwhile")
 
 
 @pytest.mark.parametrize("kind", ["sharded", "factors", "auto"])

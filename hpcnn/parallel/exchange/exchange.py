@@ -77,6 +77,11 @@ class Exchange:
             engine.carry_on_in_background()
 
     @property
+    def overlap(self) -> bool:
+        """Whether communication gets on while nobody waits for it."""
+        return self._overlap and self._engine is not None
+
+    @property
     def owned(self) -> tuple[Block, ...]:
         """Stretches of the flat vector that this rank updates."""
         return tuple(block for carrier in self.carriers for block in carrier.owned)
