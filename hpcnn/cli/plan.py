@@ -132,6 +132,8 @@ def _describe(model: ModelSpec, plan: planner.Plan, predicted: Prediction, searc
     table = format_table(columns, rows, left=3)
     if plan.fused:
         table += "\n* borders are computed here as well as by their owner, rather than fetched"
+    if plan.settled:
+        table += "\n^ gradients of these borders are sent to their owner"
     table += _describe_turns(model, plan)
     return f"{head}\n{table}" + ("" if search is None else f"\n\n{_describe_presets(search)}")
 
@@ -142,7 +144,8 @@ def _layout(plan: planner.Plan, name: str) -> str:
     parts = [("data", layout.sample, str(layout.sample)), ("filter", layout.channel, str(layout.channel))]
     parts.insert(1, ("spatial", layout.height * layout.width, f"{layout.height}x{layout.width}"))
     words = [f"{word} {text}" for word, number, text in parts if number > 1]
-    return (" ".join(words) or "one rank") + ("*" if name in plan.fused else "")
+    marks = "*" * (name in plan.fused) + "^" * (name in plan.settled)
+    return (" ".join(words) or "one rank") + marks
 
 
 def _instead(runner: Runner | None) -> str:

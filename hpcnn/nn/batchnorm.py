@@ -10,7 +10,7 @@ import numpy as np
 from hpcnn import ops
 from hpcnn.arrays import Array, array_module
 from hpcnn.nn.context import StepContext
-from hpcnn.nn.layer import Layer, Saved
+from hpcnn.nn.layer import Layer, Narrow, Saved
 from hpcnn.nn.parameter import ParameterSet
 from hpcnn.spec import BatchNormSpec
 
@@ -53,6 +53,10 @@ class BatchNorm(Layer[BatchNormSpec]):
         y, mean, var, mask = self._normalise(x, statistics)
         self._track(mean, var, count)
         return y, (x, mean, var, mask, count)
+
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return the same with the input as it is kept; of the output, all is."""
+        return None if saved is None else (to.inputs[0](saved[0]), *saved[1:])
 
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient of the input; overwrite the gradients of gamma and beta (this block's own sums)."""

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from hpcnn.arrays import Array
+from hpcnn.arrays import Array, Shape
 from hpcnn.nn.context import StepContext
 from hpcnn.nn.parameter import Parameter, ParameterSet
 from hpcnn.spec import LayerSpec
 
 Saved: TypeAlias = Any
 S = TypeVar("S", bound=LayerSpec)
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """How what a layer saved of a box of its output is cut down to a box within."""
+
+    inputs: tuple[Callable[[Array], Array], ...]
+    """Cuts each input that is saved."""
+    output: Callable[[Array], Array]
+    """Cuts the output if that is saved."""
+    own: Callable[[Array], Array]
+    """Cuts an array that only the layer has, an element for each of the output's."""
+    input_shape: Shape
+    """Of what is read of each input."""
 
 
 class Layer(Generic[S]):
@@ -63,12 +79,12 @@ class Layer(Generic[S]):
         """Return one gradient per input."""
         raise NotImplementedError
 
-    def resave(self, saved: Saved, inputs: tuple[Array, ...], output: Array, part: tuple[slice, ...] = ()) -> Saved:
-        """Return what `forward` saves where it reads `inputs` and makes `output`, having saved `saved` for another box.
+    def save(self, x: Array, y: Array) -> Saved:
+        """Return what `forward` saves of an input and its output; only layers that run in pieces have this."""
+        raise NotImplementedError
 
-        `part` is where `output` lies in that one. Where it is left out the box is a larger one, of which `saved` has a
-        piece; that is for layers that run in pieces, of which nothing is saved but inputs and output.
-        """
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return what `forward` would have saved of a smaller box of the output."""
         raise NotImplementedError
 
     def value(self, short: str) -> Array | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hpcnn import ops
 from hpcnn.arrays import Array
 from hpcnn.nn.context import StepContext
-from hpcnn.nn.layer import Layer, Saved
+from hpcnn.nn.layer import Layer, Narrow, Saved
 from hpcnn.spec import LinearSpec
 
 
@@ -17,11 +17,16 @@ class Linear(Layer[LinearSpec]):
         (x,) = inputs
         activation = self.spec.activation
         y = ops.linear_forward(x, self.value("weight"), self.value("bias"), activation=activation)
-        return y, ((x, y if activation else None) if context.training else None)
+        return y, (self.save(x, y) if context.training else None)
 
-    def resave(self, saved: Saved, inputs: tuple[Array, ...], output: Array, part: tuple[slice, ...] = ()) -> Saved:
-        """Return input and output in place of those that are saved."""
-        return inputs[0], output if self.spec.activation else None
+    def save(self, x: Array, y: Array) -> Saved:
+        """Return the input, and the output if an activation is fused."""
+        return x, y if self.spec.activation else None
+
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return both, cut."""
+        x, y = saved
+        return to.inputs[0](x), None if y is None else to.output(y)
 
     def error(self, grad_output: Array, saved: Saved, context: StepContext) -> Array:
         """Return the gradient before the fused activation, shape (N, out)."""

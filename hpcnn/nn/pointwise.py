@@ -7,7 +7,7 @@ from math import prod
 from hpcnn import arrays, ops, rng
 from hpcnn.arrays import Array
 from hpcnn.nn.context import StepContext
-from hpcnn.nn.layer import Layer, Saved
+from hpcnn.nn.layer import Layer, Narrow, Saved
 from hpcnn.spec import ActivationSpec, AddSpec, DropoutSpec, FlattenSpec, ShortcutSpec
 
 
@@ -19,6 +19,10 @@ class Activation(Layer[ActivationSpec]):
         (x,) = inputs
         y = ops.activation_forward(x, self.spec.kind)
         return y, (y if context.training else None)
+
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return fewer activations."""
+        return to.output(saved)
 
     def error(self, grad_output: Array, saved: Saved, context: StepContext) -> Array:
         """Return the gradient before the activation."""
@@ -37,6 +41,10 @@ class Add(Layer[AddSpec]):
         a, b = inputs
         y = ops.add_forward(a, b, self.spec.activation)
         return y, (y if context.training and self.spec.activation else None)
+
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return less of the sum."""
+        return None if saved is None else to.output(saved)
 
     def error(self, grad_output: Array, saved: Saved, context: StepContext) -> Array:
         """Return the gradient before the fused activation."""
@@ -62,6 +70,10 @@ class Dropout(Layer[DropoutSpec]):
         stream = rng.key(context.seed, f"dropout:{self.spec.name}", context.step)
         return ops.dropout_forward(x, self.spec.rate, stream, context.samples, first=self.first_channel)
 
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return less of the mask."""
+        return None if saved is None else to.own(saved)
+
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient of the surviving numbers, zero elsewhere."""
         return (error if saved is None else ops.dropout_backward(error, saved, self.spec.rate),)
@@ -74,6 +86,10 @@ class Flatten(Layer[FlattenSpec]):
         """Return the input as rows; saved: its shape."""
         (x,) = inputs
         return x.reshape(x.shape[0], prod(x.shape[1:])), x.shape
+
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return the smaller input's shape."""
+        return to.input_shape
 
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient in the shape of the input."""
@@ -92,6 +108,10 @@ class Shortcut(Layer[ShortcutSpec]):
         y[..., : x.shape[3]] = kept
         y[..., x.shape[3] :] = 0
         return y, x.shape
+
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return the smaller input's shape."""
+        return to.input_shape
 
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient, shape (N, H, W, C): zero at the rows and columns that were left out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hpcnn import ops
 from hpcnn.arrays import Array
 from hpcnn.nn.context import StepContext
-from hpcnn.nn.layer import Layer, Saved
+from hpcnn.nn.layer import Layer, Narrow, Saved
 from hpcnn.spec import GlobalAveragePoolSpec, PoolSpec
 
 
@@ -18,6 +18,10 @@ class MaxPool(Layer[PoolSpec]):
         spec = self.spec
         y, argmax = ops.maxpool2d_forward(x, spec.window, stride=spec.stride, padding=spec.padding)
         return y, ((argmax, x.shape[1:3]) if context.training else None)
+
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return the places of fewer maxima."""
+        return to.own(saved[0]), to.input_shape[1:3]
 
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient, shape (N, H, W, C)."""
@@ -36,6 +40,10 @@ class AveragePool(Layer[PoolSpec]):
         y = ops.avgpool2d_forward(x, spec.window, stride=spec.stride, padding=spec.padding)
         return y, (x.shape[1:3] if context.training else None)
 
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return the smaller input's (H, W)."""
+        return to.input_shape[1:3]
+
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient, shape (N, H, W, C)."""
         spec = self.spec
@@ -49,6 +57,10 @@ class GlobalAveragePool(Layer[GlobalAveragePoolSpec]):
         """Return the means, shape (N, C); saved: the input's (H, W)."""
         (x,) = inputs
         return ops.global_avgpool_forward(x), (x.shape[1:3] if context.training else None)
+
+    def narrow(self, saved: Saved, to: Narrow) -> Saved:
+        """Return the smaller input's (H, W)."""
+        return to.input_shape[1:3]
 
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient, shape (N, H, W, C)."""

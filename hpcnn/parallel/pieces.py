@@ -11,9 +11,10 @@ from hpcnn.nn.build import build
 from hpcnn.nn.context import StepContext
 from hpcnn.nn.layer import Layer, Saved
 from hpcnn.nn.model import Model
+from hpcnn.plan.interior import interior
 from hpcnn.plan.layout import Box, extent, volume, within
-from hpcnn.plan.placement import Placement, interior, needs, padding
-from hpcnn.spec import ConvSpec, LayerSpec
+from hpcnn.plan.placement import Placement, needs, padding
+from hpcnn.spec import ConvSpec, LayerSpec, PoolSpec
 from hpcnn.timeline import Timeline
 
 LEAST_INTERIOR = 0.5
@@ -56,7 +57,7 @@ class Pieces:
         with timeline.span(f"{self.layer.spec.name} forward, border", "compute"):
             for strip in self.strips:
                 _compute(strip, x, output, context)
-        return self.layer.resave(None, (x,), output) if context.training else None
+        return self.layer.save(x, output) if context.training else None
 
 
 def _compute(piece: Piece, x: Array, output: Array, context: StepContext) -> None:
@@ -76,15 +77,15 @@ def make_pieces(model: Model, placement: Placement, rank: int) -> dict[str, Piec
             continue
         boxes = ((inside, below.computed[rank]), *((strip, placed.needed[rank]) for strip in strips))
         first, *others = [
-            Piece(_padded(model, layer, spec, part), within(needs(spec, part), held), within(part, box))
+            Piece(padded(model, layer, spec, part), within(needs(spec, part), held), within(part, box))
             for part, held in boxes
         ]
         found[spec.name] = Pieces(layer, spec.inputs[0], extent(box), first, tuple(others))
     return found
 
 
-def _padded(model: Model, layer: Layer[Any], spec: LayerSpec, part: Box) -> Layer[Any]:
-    """Return a layer with the padding of a part of its output."""
-    if not isinstance(layer.spec, ConvSpec):
+def padded(model: Model, layer: Layer[Any], spec: LayerSpec, part: Box) -> Layer[Any]:
+    """Return a layer of this rank with the padding of a part of its output; `spec` is the layer on all ranks."""
+    if not isinstance(layer.spec, ConvSpec | PoolSpec):
         return layer
     return build(replace(layer.spec, padding=padding(spec, part)), model.parameters)

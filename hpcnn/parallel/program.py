@@ -21,6 +21,7 @@ from hpcnn.nn.layer import Layer
 from hpcnn.nn.loss import SoftmaxCrossEntropy
 from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import Exchange, Update
+from hpcnn.parallel.narrow import Narrower
 from hpcnn.parallel.route import Border, Route, make_route
 from hpcnn.parallel.turns import Turns, make_turns
 from hpcnn.plan.layout import Box, extent, volume
@@ -88,6 +89,7 @@ class Program:
         self.exchange = exchange
         self.operations = compile_operations(model, make_turns(model, plan, world.rank))
         self.timeline: Timeline = OFF
+        self._makers = {operation.output: index for index, operation in enumerate(self.operations)}
         self._loss = SoftmaxCrossEntropy(label_smoothing)
         self._sync_batchnorm = sync_batchnorm
         self._algorithm = algorithm
@@ -201,11 +203,16 @@ class Program:
         """Return the logits of this rank's share of the loss, and what each operation saved."""
         values: dict[str, Array] = {INPUT: images.astype(self.model.parameters.values.dtype, copy=False)}
         saved: list[object] = []
+        narrower = Narrower(route.cuts, values)
         for operation in self.operations:
             values[operation.output], kept = self._run(operation, values, context, route)
             saved.append(kept if context.training else None)
             for dead in operation.last_use:
                 del values[dead]
+                if dead != INPUT:
+                    index = self._makers[dead]
+                    saved[index] = narrower.narrow(self.operations[index].layer, saved[index])
+        saved[-1] = narrower.narrow(self.operations[-1].layer, saved[-1])
         logits = values[self.operations[-1].output]
         route.loss.begin(logits)
         return route.loss.end(logits), saved
@@ -243,13 +250,14 @@ class Program:
 
         give_back(route.loss, grad_logits)
         for operation in reversed(self.operations):
-            layer, name, kept = operation.layer, operation.output, saved.pop()
+            name, kept = operation.output, saved.pop()
+            layer = route.layers_back.get(name, operation.layer)
             if name not in returned:  # nothing below has parameters
                 continue
             grad_output, *others = [border.end_back(grad) for border, grad in returned.pop(name)]
             for other in others:
                 grad_output = ops.add_forward(grad_output, other) if other.size else grad_output
-            box = route.computed[name]
+            box = route.returned[name]
             runs, here = volume(box) > 0, _of_box(context, box)
             error = grad_output
             if runs:
@@ -259,30 +267,30 @@ class Program:
                 exchange.error_ready(name, error)
             wants_gradient = layer.parameters and not layer.joint_backward and exchange.wants_gradient(name)
             borders = route.borders[operation.first]
-            first = wants_gradient and not any(border.moves for border in borders)
+            first = wants_gradient and not any(border.moves_back for border in borders)
             if first:
-                self._backward_weight(operation, error, kept, here, runs=runs)
+                self._backward_weight(layer, error, kept, here, runs=runs)
             if operation.needs_input_gradient or layer.joint_backward:
                 if runs or layer.joint_backward:
                     with self.timeline.span(f"{name} input gradient", "compute"):
                         grads = layer.backward_input(error, kept, here)
                 else:
-                    grads = tuple(error.reshape(border.needed_shape) for border in borders)
+                    grads = tuple(error.reshape(border.reached_shape) for border in borders)
                 if operation.needs_input_gradient:
                     for border, grad in zip(borders, grads, strict=True):
                         give_back(border, grad)
             if wants_gradient and not first:  # while the input's travels
-                self._backward_weight(operation, error, kept, here, runs=runs)
+                self._backward_weight(layer, error, kept, here, runs=runs)
             for trained in reversed(operation.trained):
                 if layer.joint_backward:
                     exchange.gradient_ready(trained)
                 exchange.backward_done(trained)
 
     def _backward_weight(
-        self, operation: Operation, error: Array, kept: object, context: StepContext, *, runs: bool
+        self, layer: Layer[Any], error: Array, kept: object, context: StepContext, *, runs: bool
     ) -> None:
         """Overwrite the layer's gradients and tell the exchange."""
-        layer, name = operation.layer, operation.output
+        name = layer.spec.name
         if runs:
             with self.timeline.span(f"{name} weight gradient", "compute"):
                 layer.backward_weight(error, kept, context)

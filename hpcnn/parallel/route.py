@@ -1,13 +1,15 @@
 """The borders between operations: how what one of them reads gets there, and how its gradient gets back.
 
 What an operation reads is cut out of what this rank computed, or moved from the ranks that own it. Backward crosses a
-border the other way: gradients are put in place, or sent back and summed. Boxes depend on the size of the batch, so
-there is a route for each size: training has one, an evaluation two, for its last batch may be shorter.
+border the other way: gradients are put in place, or sent to the owners and summed, as they are too where a layer
+settles what it has cut out. Boxes depend on the size of the batch, so there is a route for each size: training has one,
+an evaluation two, for its last batch may be shorter.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from hpcnn import arrays
 from hpcnn.arrays import Array
@@ -15,12 +17,38 @@ from hpcnn.comm import movement
 from hpcnn.comm.movement import Mover
 from hpcnn.comm.world import World
 from hpcnn.geometry import Block
+from hpcnn.nn.layer import Layer
 from hpcnn.nn.model import Model
-from hpcnn.parallel.pieces import Pieces, make_pieces
+from hpcnn.parallel.narrow import Cuts, make_cuts
+from hpcnn.parallel.pieces import Pieces, make_pieces, padded
 from hpcnn.plan.layout import Box, extent, within
 from hpcnn.plan.movement import Movement
 from hpcnn.plan.placement import Placement
 from hpcnn.spec import INPUT
+
+Boxes: TypeAlias = tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One direction of a border, on this rank: boxes of the value."""
+
+    held: Box
+    """What this rank has, of the value or of its gradient."""
+    owned: Box
+    read: Box
+    mover: Mover | None
+    """Between what is owned and what is read; None where what is read lies in what is held."""
+
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """Where what takes part lies in what is held."""
+        return within(self.read if self.mover is None else self.owned, self.held)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether that is all of it."""
+        return self.held == (self.read if self.mover is None else self.owned)
 
 
 class Border:
@@ -30,54 +58,52 @@ class Border:
     ----------
     source : str
         The value.
-    computed, owned, needed : Box
-        Of the value: what this rank has made, what it owns, and what is read.
-    mover : Mover or None
-        Brings what is needed; None where that is cut out of what is computed.
+    there, back : Way
+        What this rank reads, of what it has made; and of what it then has the gradient, for what it goes back through.
 
     Attributes
     ----------
-    moves : bool
-        Whether messages cross it.
-    needed_shape : Shape
-        Of what is read.
+    moves_back : bool
+        Whether gradients cross it in messages.
+    reached_shape : Shape
+        Of the gradient of what was read.
     """
 
-    def __init__(self, source: str, computed: Box, owned: Box, needed: Box, mover: Mover | None) -> None:
+    def __init__(self, source: str, there: Way, back: Way) -> None:
         self.source = source
-        self.moves = mover is not None
-        self.needed_shape = extent(needed)
-        self._mover = mover
-        self._shape = extent(computed)
-        self._whole = computed == (needed if mover is None else owned)
-        self._cut = within(needed if mover is None else owned, computed)
+        self.moves_back = back.mover is not None
+        self.reached_shape = extent(back.read)
+        self._there, self._back = there.mover, back.mover
+        self._whole, self._cut = there.is_whole, there.place
+        self._fills, self._place = back.is_whole, back.place
+        self._shape = extent(back.held)
 
     def begin(self, value: Array) -> None:
         """Begin to fetch what is needed, given the value that this rank has."""
-        if self._mover is not None:
-            self._mover.start(value if self._whole else value[self._cut])
+        if self._there is not None:
+            self._there.start(value if self._whole else value[self._cut])
 
     def end(self, value: Array) -> Array:
         """Return what is needed, having waited for it; `value` is as before."""
         part = value if self._whole else value[self._cut]
-        return part if self._mover is None else self._mover.finish(part)
+        return part if self._there is None else self._there.finish(part)
 
     def begin_back(self, grad: Array) -> None:
         """Begin to return the gradient of what was read."""
-        if self._mover is not None:
-            self._mover.start_back(grad)
+        if self._back is not None:
+            self._back.start_back(grad)
 
     def end_back(self, grad: Array) -> Array:
         """Return the gradient of the value that this rank has, as far as this border knows; `grad` is as before."""
-        if self._mover is None and self._whole:
+        if self._back is None and self._fills:
             return grad
         total = arrays.empty(self._shape, grad.dtype)
-        if not self._whole:
+        if not self._fills:
             total.fill(0)
-        if self._mover is None:
-            total[self._cut] = grad
+        if self._back is None:
+            total[self._place] = grad
         else:
-            self._mover.finish_back(grad, total[self._cut])
+            self._back.finish_back(grad, total[self._place])
         return total
 
 
@@ -87,6 +113,11 @@ class Route:
 
     images: Box
     computed: dict[str, Box]
+    returned: dict[str, Box]
+    """What it goes back through, of every output."""
+    layers_back: dict[str, Layer[Any]]
+    """For operations that go back through less than they have computed, with the padding of that."""
+    cuts: Cuts
     borders: dict[str, tuple[Border, ...]]
     pieces: dict[str, Pieces]
     """Of the operations that begin before all of their input is there."""
@@ -109,27 +140,44 @@ def make_route(model: Model, placement: Placement, world: World, algorithm: str,
     """
     rank, layers, dtype = world.rank, placement.layers, model.parameters.values.dtype
 
-    def border(source: str, reader: str, needed: tuple[Box, ...], *, moved: bool) -> Border:
+    def border(source: str, reader: str, needed: Boxes, reached: Boxes, *, moved: bool, settled: bool) -> Border:
         if source == INPUT:
-            return Border(source, placement.images[rank], needed[rank], needed[rank], None)
-        mover, place = None, layers[source]
-        if moved:
-            way = Movement(place.owned, needed)
-            mover = movement.prepare(world.engine, way, dtype, label=f"{source} to {reader}", algorithm=algorithm)
-        return Border(source, place.computed[rank], place.owned[rank], needed[rank], mover)
+            images = placement.images[rank]
+            return Border(source, *(Way(images, images, boxes[rank], None) for boxes in (needed, reached)))
+        place = layers[source]
+
+        def prepare(boxes: Boxes) -> Mover:
+            way, label = Movement(place.owned, boxes), f"{source} to {reader}"
+            return movement.prepare(world.engine, way, dtype, label=label, algorithm=algorithm)
+
+        there = prepare(needed) if moved else None
+        back = there if reached == needed and not settled else prepare(reached) if moved or settled else None
+        return Border(
+            source,
+            Way(place.computed[rank], place.owned[rank], needed[rank], there),
+            Way(place.returned[rank], place.owned[rank], reached[rank], back),
+        )
 
     borders = {
         layer.name: tuple(
-            border(source, layer.name, layers[layer.name].needed, moved=moved)
-            for source, moved in zip(layer.inputs, layers[layer.name].moved, strict=True)
+            border(source, layer.name, placed.needed, placed.reached, moved=moved, settled=settled)
+            for source, moved, settled in zip(layer.inputs, placed.moved, placed.settled, strict=True)
         )
-        for layer in model.spec.layers
+        for layer, placed in ((layer, layers[layer.name]) for layer in model.spec.layers)
     }
+    loss, last = placement.loss, model.spec.layers[-1].name
     return Route(
         images=placement.images[rank],
         computed={name: placed.computed[rank] for name, placed in layers.items()},
+        returned={name: placed.returned[rank] for name, placed in layers.items()},
+        layers_back={
+            spec.name: padded(model, layer, spec, layers[spec.name].returned[rank])
+            for spec, layer in zip(model.spec.layers, model.layers, strict=True)
+            if layers[spec.name].returned[rank] != layers[spec.name].computed[rank]
+        },
+        cuts=make_cuts(model.spec, placement, rank),
         borders=borders,
         pieces=make_pieces(model, placement, rank) if overlap else {},
-        loss=border(model.spec.layers[-1].name, "loss", placement.loss, moved=placement.loss_moved),
+        loss=border(last, "loss", loss, loss, moved=placement.loss_moved, settled=False),
         labels=placement.loss[rank][0],
     )

@@ -40,8 +40,12 @@ def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
     placed = placement.layers
     in_turns = _made_in_turns(model, plan, placement)
     for layer, part, (_, layout) in zip(model.layers, plan.parts(model, 0), plan.layouts, strict=True):
-        share = in_turns.get(layer.name, volume(placed[layer.name].computed[0])) / prod(layer.output_shape)
-        passes = (2 if layer.inputs == (INPUT,) else 3) + (layer.name in in_turns)
+        there, back = (
+            in_turns.get(layer.name, volume(boxes[0])) / prod(layer.output_shape)
+            for boxes in (placed[layer.name].computed, placed[layer.name].returned)
+        )
+        there *= 1 + (layer.name in in_turns)  # once more in backward
+        passes_back = 1 if layer.inputs == (INPUT,) else 2
         costs.append(
             LayerCost(
                 name=layer.name,
@@ -50,7 +54,7 @@ def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
                 output_shape=layer.output_shape,
                 num_parameters=part.spec.num_parameters,
                 activation_bytes=volume(placed[layer.name].computed[0]) * FLOAT_BYTES,
-                flops=round(passes * share * layer.forward_flops),
+                flops=round((there + passes_back * back) * layer.forward_flops),
                 moved_bytes=FLOAT_BYTES * _most_fetched(placement, layer, plan.ranks),
             )
         )

@@ -5,7 +5,9 @@ above is fused to this one: then it makes the border that it will read itself, i
 the inputs follows from the layer's window. What it reads and has not computed is moved, from the owners.
 
 Backward goes the same ways reversed. A rank has the gradient of what it computed in as far as its own outputs depend on
-it; where forward moved, these parts are summed at the owners, and where it did not, they stay.
+it; where forward moved, these parts are summed at the owners, and where it did not, they stay. A fused layer may
+settle: what its rank computed it read without a message, but the gradients of that border are summed at the owners all
+the same, and the layers below go back through less than they computed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from itertools import pairwise
 from hpcnn.arrays import Padding, Pair
 from hpcnn.errors import PlanError
 from hpcnn.geometry import NO_PADDING, Block, blocks
-from hpcnn.plan.layout import Box, Layout, contains, hull, intersect, volume
+from hpcnn.plan.layout import Box, Layout, contains, hull, volume
 from hpcnn.plan.movement import Movement
 from hpcnn.spec import (
     INPUT,
@@ -49,12 +51,21 @@ class Placed:
         Of each input: what it reads.
     moved : tuple of bool
         For each input, whether it is moved from its owners, rather than cut out of what the rank computed.
+    returned : tuple of Box
+        Of the output: what the rank goes back through, having a part of its gradient.
+    reached : tuple of Box
+        Of each input: of what it has a gradient then.
+    settled : tuple of bool
+        For each input, whether that gradient is sent to the owners though the input was not moved.
     """
 
     owned: tuple[Box, ...]
     computed: tuple[Box, ...]
     needed: tuple[Box, ...]
     moved: tuple[bool, ...]
+    returned: tuple[Box, ...]
+    reached: tuple[Box, ...]
+    settled: tuple[bool, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +93,19 @@ class Placement:
         """Return how what `layer` reads of `source` reaches it."""
         return Movement(self.layers[source].owned, self.layers[layer].needed)
 
+    def way_back(self, layer: str, source: str) -> Movement:
+        """Return the movement whose adjoint brings `layer`'s gradients of `source` to the owners."""
+        return Movement(self.layers[source].owned, self.layers[layer].reached)
+
 
 def place(
-    model: ModelSpec, layouts: Mapping[str, Layout], fused: frozenset[str], ranks: int, num_samples: int
+    model: ModelSpec,
+    layouts: Mapping[str, Layout],
+    fused: frozenset[str],
+    ranks: int,
+    num_samples: int,
+    *,
+    settled: frozenset[str] = frozenset(),
 ) -> Placement:
     """Return the placement of a model.
 
@@ -96,6 +117,8 @@ def place(
         Layers whose inputs their ranks compute themselves, borders included.
     ranks, num_samples : int
         P and N.
+    settled : set of str
+        Those of them whose inputs' gradients are sent to the owners.
 
     Raises
     ------
@@ -104,6 +127,11 @@ def place(
     """
     for layer in model.layers:
         check(layer, layouts[layer.name], ranks)
+    for name in sorted(settled - fused):
+        raise PlanError(
+            f"plan: '{name}' is to settle what it computes of its neighbours' input, and is not fused to that input."
+            " Set fused = true, or settle = false."
+        )
     cuts = _cuts(model, layouts)
     owned = {
         layer.name: layouts[layer.name].boxes(ranks, num_samples, layer.output_shape, *cuts.get(layer.name, ()))
@@ -140,22 +168,45 @@ def place(
                     " samples differently. Set fused = false, or cut samples alike on as many ranks."
                 )
 
-    def is_moved(source: str, boxes: Sequence[Box]) -> bool:
-        return not all(map(contains, computed[source], boxes))
-
-    placed = {
-        layer.name: Placed(
-            owned=owned[layer.name],
-            computed=computed[layer.name],
-            needed=needed[layer.name],
-            moved=tuple(source != INPUT and is_moved(source, needed[layer.name]) for source in layer.inputs),
-        )
-        for layer in model.layers
-    }
+    placed = _place_back(model, owned, computed, needed, settled)
     last = model.layers[-1]
     loss = Layout(sample=ranks).boxes(ranks, num_samples, last.output_shape)
+    loss_moved = not all(map(contains, computed[last.name], loss))
     images = tuple(map(hull, zip(*(needed[reader] for reader in readers[INPUT]), strict=True)))
-    return Placement(layers=placed, images=images, loss=loss, loss_moved=is_moved(last.name, loss))
+    return Placement(layers=placed, images=images, loss=loss, loss_moved=loss_moved)
+
+
+def _place_back(
+    model: ModelSpec,
+    owned: Mapping[str, tuple[Box, ...]],
+    computed: Mapping[str, tuple[Box, ...]],
+    needed: Mapping[str, tuple[Box, ...]],
+    settled: frozenset[str],
+) -> dict[str, Placed]:
+    """Return the layers with what backward needs, given their boxes of forward."""
+    placed: dict[str, Placed] = {}
+    here: dict[str, list[tuple[Box, ...]]] = {}  # of each value, what its readers leave of its gradient where it is
+    for layer in reversed(model.layers):
+        name = layer.name
+        returned = tuple(map(hull, zip(owned[name], *here.get(name, ()), strict=True)))
+        reached = tuple(needs(layer, box) for box in returned)
+        moved, settles = [], []
+        for source in layer.inputs:
+            known = source != INPUT
+            moved.append(known and not all(map(contains, computed[source], needed[name])))
+            settles.append(known and name in settled and not all(map(contains, owned[source], reached)))
+            if not moved[-1] and not settles[-1]:
+                here.setdefault(source, []).append(reached)
+        placed[name] = Placed(
+            owned=owned[name],
+            computed=computed[name],
+            needed=needed[name],
+            moved=tuple(moved),
+            returned=returned,
+            reached=reached,
+            settled=tuple(settles),
+        )
+    return dict(reversed(placed.items()))
 
 
 def needs(layer: LayerSpec, box: Box) -> Box:
@@ -190,37 +241,6 @@ def padding(layer: LayerSpec, box: Box) -> Padding:
     return _window(layer, box)[1] if isinstance(layer, ConvSpec | PoolSpec) and volume(box) else NO_PADDING
 
 
-def interior(layer: LayerSpec, box: Box, owned: Box) -> tuple[Box, tuple[Box, ...]]:
-    """Return what of `box` a layer makes of `owned` of its input alone, and the strips around that.
-
-    The interior is the largest box of positions whose windows lie in `owned`; it is empty where there is none, and for
-    layers that are not run in pieces. It and the strips cover `box` once. Strips are those before and after it along
-    samples, rows and columns, as far as there are any: of tiles four, top, bottom, left and right.
-    """
-    inner = [Block(0, 0)] * len(box)
-    if isinstance(layer, LinearSpec) or (isinstance(layer, ConvSpec) and not _may_miss(layer)):
-        inner = [*intersect(box[:1], owned[:1]), *box[1:]]
-    if isinstance(layer, ConvSpec) and volume(box):
-        for axis in range(2):
-            inner[1 + axis] = _inner(layer, axis, box[1 + axis], owned[1 + axis])
-    if not volume(tuple(inner)) or not contains(owned, needs(layer, tuple(inner))):
-        return (Block(0, 0),) * len(box), (box,)
-    strips = []
-    for axis, (part, whole) in enumerate(zip(inner, box, strict=True)):
-        edges = Block(whole.start, part.start), Block(part.stop, whole.stop)
-        strips += [(*inner[:axis], edge, *box[axis + 1 :]) for edge in edges if edge.size]
-    return tuple(inner), tuple(strips)
-
-
-def _inner(layer: ConvSpec, axis: int, block: Block, owned: Block) -> Block:
-    """Return which positions of `block` have windows that lie in `owned`, or beside the image, along an axis."""
-    step, before, size = layer.stride[axis], layer.padding[axis][0], layer.input_shape[axis]
-    reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
-    start = block.start if owned.start == 0 else max(block.start, -(-(owned.start + before) // step))
-    stop = block.stop if owned.stop == size else min(block.stop, (owned.stop + before - reach) // step + 1)
-    return Block(start, max(start, stop))
-
-
 def _window(layer: ConvSpec | PoolSpec, box: Box) -> tuple[tuple[Block, Block], Padding]:
     """Return rows and columns that the windows of `box` lie on, and how far they stick out on each side.
 
@@ -247,7 +267,7 @@ def _kernel(layer: ConvSpec | PoolSpec) -> tuple[Pair, Pair]:
     return (layer.kernel_size, layer.dilation) if isinstance(layer, ConvSpec) else (layer.window, (1, 1))
 
 
-def _may_miss(layer: ConvSpec | PoolSpec) -> bool:
+def may_miss(layer: ConvSpec | PoolSpec) -> bool:
     """Return whether a window may lie in the padding altogether."""
     size, dilation = _kernel(layer)
     return any(max(layer.padding[axis]) > (size[axis] - 1) * dilation[axis] for axis in range(2))
@@ -291,7 +311,7 @@ def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
             raise refuse("is a flatten, which keeps samples whole", "Cut samples only.")
         case DropoutSpec() if len(layer.output_shape) > 1 and layout.ranks != layout.sample:
             raise refuse("is a dropout of images, which keeps samples whole", "Cut samples only.")
-    if tiles > 1 and isinstance(layer, ConvSpec | PoolSpec) and _may_miss(layer):
+    if tiles > 1 and isinstance(layer, ConvSpec | PoolSpec) and may_miss(layer):
         raise refuse(
             f"is padded by {layer.padding}, so far that whole windows lie off the image",
             "Cut samples or channels only.",

@@ -34,7 +34,8 @@ AXES = ("sample", "height", "width", "channel")
 class Plan:
     """One layout for every layer, in the model's order.
 
-    `fused` names the layers that read what their rank has computed, borders included, instead of fetching the borders.
+    `fused` names the layers that read what their rank has computed, borders included, instead of fetching the borders;
+    `settled` those of them whose gradients of these borders are sent to the owners: backward computes no border below.
     `exchange` says of layers by what kind of exchange their gradients travel; others follow `exchange.kind`.
     `turns` names the last layers of groups that are computed tile after tile, with the rows and columns of tiles; a
     group reaches towards the images as far as its layers are fused.
@@ -45,6 +46,7 @@ class Plan:
     global_batch: int
     layouts: tuple[tuple[str, Layout], ...]
     fused: frozenset[str] = frozenset()
+    settled: frozenset[str] = frozenset()
     exchange: tuple[tuple[str, str], ...] = ()
     turns: tuple[tuple[str, Pair], ...] = ()
 
@@ -68,14 +70,19 @@ class Plan:
 
     def place(self, model: ModelSpec, num_samples: int) -> Placement:
         """Return what each rank owns, computes and reads of a batch of `num_samples`; PlanError if it cannot be."""
-        return _placed(model, self.layouts, self.fused, self.ranks, num_samples)
+        return _placed(model, self.layouts, self.fused, self.settled, self.ranks, num_samples)
 
 
 @lru_cache(maxsize=8)  # the same few are asked for again and again, and large ones take seconds
 def _placed(
-    model: ModelSpec, layouts: tuple[tuple[str, Layout], ...], fused: frozenset[str], ranks: int, num_samples: int
+    model: ModelSpec,
+    layouts: tuple[tuple[str, Layout], ...],
+    fused: frozenset[str],
+    settled: frozenset[str],
+    ranks: int,
+    num_samples: int,
 ) -> Placement:
-    return placement.place(model, dict(layouts), fused, ranks, num_samples)
+    return placement.place(model, dict(layouts), fused, ranks, num_samples, settled=settled)
 
 
 def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> Plan:
@@ -124,8 +131,13 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
 
 def checked(plan: Plan, model: ModelSpec) -> Plan:
     """Return a plan that can be run, or raise PlanError naming the layer and the reason."""
-    plan.groups(model)
-    plan.place(model, plan.global_batch)
+    placed = plan.place(model, plan.global_batch).layers
+    for layer in (layer for group in plan.groups(model) for layer in group.layers):
+        if placed[layer.name].returned != placed[layer.name].computed:
+            raise PlanError(
+                f"plan: layer '{layer.name}' is computed in turns, whose backward goes over all that forward made, and"
+                " a layer above settles. Set settle = false there, or end the turns above it."
+            )
     return plan
 
 
@@ -216,6 +228,7 @@ def to_toml(plan: Plan) -> str:
         lines += ["", "[[layer]]", f'name = "{name}"', f'layout = "{layout.name}"']
         lines += [f"{axis} = {getattr(layout, axis)}" for axis in AXES if axis == "sample" or getattr(layout, axis) > 1]
         lines += ["fused = true"] if name in plan.fused else []
+        lines += ["settle = true"] if name in plan.settled else []
         lines += [f'exchange = "{kind}"' for layer, kind in plan.exchange if layer == name]
         lines += [f"turns = {list(turns)}" for last, turns in plan.turns if last == name]
     return "\n".join(lines) + "\n"
@@ -224,8 +237,8 @@ def to_toml(plan: Plan) -> str:
 def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
     """Return the plan in a TOML text, checked against the model and batch it is to serve.
 
-    Of a layer, `sample`, `height`, `width` and `channel` count (1 where they are left out), `fused`, `exchange` and
-    `turns`; the word `layout` is for people. `turns = [rows, columns]` stands at the last layer of a
+    Of a layer, `sample`, `height`, `width` and `channel` count (1 where they are left out), `fused`, `settle`,
+    `exchange` and `turns`; the word `layout` is for people. `turns = [rows, columns]` stands at the last layer of a
     group that every rank computes tile after tile, to hold the feature maps of one tile at a time. To the group belong
     this layer, what it reads if it is fused, what that reads if that is fused, and so on: `fused = true` joins a layer
     to the one that it reads. The group ends where a layer is not fused, reads the images, or reads the last layer of
@@ -240,7 +253,10 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
         tree = tomllib.loads(text)
         ranks, batch, tables = int(tree["ranks"]), int(tree["global_batch"]), tree["layer"]
         layouts = tuple((str(table["name"]), _layout(table)) for table in tables)
-        fused = frozenset(str(table["name"]) for table in tables if table.get("fused", False) is True)
+        fused, settled = (
+            frozenset(str(table["name"]) for table in tables if table.get(flag, False) is True)
+            for flag in ("fused", "settle")
+        )
         exchange = tuple((str(table["name"]), str(table["exchange"])) for table in tables if "exchange" in table)
         turns = tuple((str(table["name"]), _turns(table)) for table in tables if "turns" in table)
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -260,6 +276,7 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
         global_batch=batch,
         layouts=layouts,
         fused=fused,
+        settled=settled,
         exchange=exchange,
         turns=turns,
     )
@@ -267,11 +284,11 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
 
 
 def _layout(table: dict[str, Any]) -> Layout:
-    unknown = set(table) - {"name", "layout", "fused", "exchange", "turns", *AXES}
+    unknown = set(table) - {"name", "layout", "fused", "settle", "exchange", "turns", *AXES}
     if unknown:
         raise PlanError(
             f"plan: layer '{table['name']}': unknown key {sorted(unknown)[0]!r}; a layer has {', '.join(AXES)}, fused,"
-            " exchange, turns."
+            " settle, exchange, turns."
         )
     return Layout(**{axis: int(table.get(axis, 1)) for axis in AXES})
 

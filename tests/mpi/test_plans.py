@@ -17,6 +17,8 @@ from hpcnn.comm import World
 from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
+from hpcnn.nn.models.builder import GraphBuilder
+from hpcnn.nn.models.yolo import yolo16
 from hpcnn.parallel.exchange import Exchange, make_exchange
 from hpcnn.parallel.exchange.carrier import Carrier
 from hpcnn.parallel.program import Program
@@ -46,6 +48,10 @@ class Result(NamedTuple):
 
 @cache
 def spec_of(name: str) -> ModelSpec:
+    if name == "branching":
+        return branching()
+    if name == "plain-yolo16":
+        return yolo16(SHAPES["yolo16"], 10, batchnorm=False)
     return models.build(name, SHAPES[name], 10, 0.25)
 
 
@@ -169,7 +175,10 @@ def test_the_norm_of_the_gradient_counts_every_part_once():
 
 
 def legal_mix(spec: ModelSpec, seed: int, ranks: int) -> Plan:
-    """Return a plan with a random grid for every layer, and random layers fused, as far as they are not refused."""
+    """Return a plan with a random grid for every layer, and random layers fused, as far as they are not refused.
+
+    Of those that are fused half settle.
+    """
     draw = np.random.default_rng([seed, ranks])
     layouts = {}
     for layer in spec.layers:
@@ -186,7 +195,45 @@ def legal_mix(spec: ModelSpec, seed: int, ranks: int) -> Plan:
         if draw.random() < 0.4:
             with contextlib.suppress(PlanError):
                 plan = checked(dataclasses.replace(plan, fused=plan.fused | {layer.name}), spec)
-    return plan
+    return settling(plan, spec, draw, 0.5)
+
+
+def settling(plan: Plan, spec: ModelSpec, draw: np.random.Generator, share: float) -> Plan:
+    """Return the plan with random ones of its fused layers settled."""
+    return checked(
+        dataclasses.replace(plan, settled=frozenset(n for n in sorted(plan.fused) if draw.random() < share)), spec
+    )
+
+
+def branching() -> ModelSpec:
+    """Return a model whose values have readers of several kinds and reaches, with all layers that serve tiles."""
+    graph = GraphBuilder("branching", (24, 20, 3))
+    graph.conv("conv1", 4, 5, padding=2, activation="relu")
+    first = graph.conv("conv2", 6, 3, padding=1)
+    graph.max_pool("pool1", 3, stride=1, padding=1)
+    graph.conv("conv3", 6, (3, 1), padding=((1, 1), (0, 0)), activation="leaky_relu")
+    second = graph.add("add1", first, activation="relu")
+    graph.conv("conv4", 8, 3, stride=2, padding=1, bias=False)
+    third = graph.batchnorm("norm1", activation="relu")
+    graph.shortcut("short", 8, stride=2, source=second)
+    graph.add("add2", third)
+    graph.average_pool("pool2", 3, stride=1, padding=1)
+    graph.conv("conv5", 8, 5, stride=3, padding=2, activation="relu")
+    graph.conv("conv6", 4, 3, padding=1)
+    graph.global_average_pool("mean")
+    graph.linear("fc", 10)
+    return graph.finish(10)
+
+
+def fused_tiles(spec: ModelSpec, seed: int, ranks: int) -> Plan:
+    """Return a plan of tiles in which next to all layers are fused that may be, and random ones of these settle."""
+    draw = np.random.default_rng([seed, ranks])
+    plan = make_plan(spec, "spatial", ranks, BATCH)
+    for layer in spec.layers:
+        if draw.random() < 0.85:
+            with contextlib.suppress(PlanError):
+                plan = checked(dataclasses.replace(plan, fused=plan.fused | {layer.name}), spec)
+    return settling(plan, spec, draw, (1.0, 0.5, 0.2)[seed % 3])
 
 
 @pytest.mark.parametrize("preset", ["data", "hybrid", "model"])
@@ -216,4 +263,16 @@ def test_global_tensors_are_put_together_and_cut_again(preset):
 def test_random_mixtures_of_layouts_train_as_one_process_does(name, seed):
     spec = spec_of(name)
     plan = legal_mix(spec, seed, world().size)
+    assert_equal_training(train(world(), spec, plan, steps=2), serial(name, BATCH, steps=2))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", ["branching", "plain-yolo16"])
+def test_gradients_of_borders_that_are_settled_train_as_one_process_does(name, seed):
+    spec = spec_of(name)
+    plan = fused_tiles(spec, seed, world().size)
+    placed = plan.place(spec, BATCH).layers.values()
+    if world().size > 1 and seed % 3 < 2:
+        assert any(one.returned != one.computed for one in placed)
+        assert any(True in one.settled for one in placed)
     assert_equal_training(train(world(), spec, plan, steps=2), serial(name, BATCH, steps=2))

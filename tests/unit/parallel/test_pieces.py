@@ -16,8 +16,9 @@ from hpcnn.errors import HpcnnError
 from hpcnn.geometry import Block
 from hpcnn.nn.model import Model
 from hpcnn.parallel import pieces
+from hpcnn.plan.interior import interior
 from hpcnn.plan.layout import Layout, contains, intersect, volume
-from hpcnn.plan.placement import Placement, interior, needs, part, place
+from hpcnn.plan.placement import Placement, needs, part, place
 from hpcnn.spec import INPUT, ActivationSpec, ConvSpec, FlattenSpec, LayerSpec, LinearSpec, ModelSpec
 from hpcnn.timeline import OFF, Timeline
 from tests.serial import context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from math import prod
+from operator import mul
 
 import numpy as np
 import pytest
@@ -126,6 +127,35 @@ def test_redundant_work_and_halos_of_fused_groups_are_those_of_the_literature(gr
         )
         assert flops / sum(layer.forward_flops for layer in tiled) == pytest.approx(work, abs=5e-4)
         assert 4e-6 * sent == pytest.approx(halo_mb, abs=5e-3)
+
+
+@pytest.mark.parametrize("grid", ROUND)
+def test_where_all_settle_backward_does_no_work_twice_and_forward_as_before(grid: tuple[int, int]) -> None:
+    model, ranks = yolo16((608, 608, 3), 10, batchnorm=False), prod(grid)
+    tiled = model.layers[:16]
+    layouts = {layer.name: Layout(height=grid[0], width=grid[1]) for layer in tiled}
+    layouts |= {layer.name: Layout() for layer in model.layers[16:]}
+    every = frozenset(layer.name for layer in tiled)
+
+    def work(boxes: str, settled: frozenset[str]) -> float:
+        placed = place(model, layouts, every, ranks, 1, settled=settled).layers
+        done = [sum(map(volume, getattr(placed[layer.name], boxes))) / prod(layer.output_shape) for layer in tiled]
+        flops = [layer.forward_flops for layer in tiled]
+        return sum(map(mul, done, flops)) / sum(flops)
+
+    redundant, _ = ROUND[grid][0,]
+    assert work("computed", every) == work("computed", frozenset()) == pytest.approx(redundant, abs=5e-4)
+    assert work("returned", every) == 1.0
+    assert work("returned", frozenset()) == work("computed", frozenset())
+    some = work("returned", frozenset(layer.name for i, layer in enumerate(tiled) if i in (4, 8, 12)))
+    assert some == pytest.approx(ROUND[grid][0, 4, 8, 12][0], abs=5e-4), "groups of backward as in the literature"
+
+
+def test_only_what_is_fused_may_settle() -> None:
+    model = yolo16((76, 76, 3), 10, batchnorm=False)
+    layouts = dict(make_plan(model, "spatial", 4, 1).layouts)
+    with pytest.raises(PlanError, match=r"'conv2' is to settle .* is not fused to that input\. Set fused"):
+        place(model, layouts, frozenset({"conv3"}), 4, 1, settled=frozenset({"conv2", "conv3"}))
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])

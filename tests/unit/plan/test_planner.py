@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hpcnn.errors import PlanError
@@ -52,6 +54,20 @@ def test_an_edited_plan_is_obeyed_or_refused_with_the_reason(
     assert old in text
     with pytest.raises(PlanError, match=message):
         planner.from_toml(text.replace(old, new, 1), lenet, 32)
+
+
+def test_settled_layers_are_saved_and_read_back_and_backward_costs_less() -> None:
+    model = models.build("vgg11-32", (32, 32, 3), 10)
+    plan = planner.make_plan(model, "tiled-groups", 4, 8)
+    settled = replace(plan, settled=plan.fused)
+    assert not plan.settled
+    text = planner.to_toml(settled)
+    assert text.count("settle = true") == len(plan.fused) > 0
+    assert planner.from_toml(text, model, 8) == settled
+    flops = [sum(cost.flops for cost in costs.layer_costs(model, one)) for one in (plan, settled)]
+    assert flops[1] < flops[0]
+    with pytest.raises(PlanError, match="is not fused to that input"):
+        planner.from_toml(text.replace("fused = true\n", ""), model, 8)
 
 
 def test_layer_costs_follow_the_formulas_of_a_convolution(lenet: ModelSpec) -> None:
