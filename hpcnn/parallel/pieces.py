@@ -11,16 +11,11 @@ from hpcnn.nn.build import build
 from hpcnn.nn.context import StepContext
 from hpcnn.nn.layer import Layer, Saved
 from hpcnn.nn.model import Model
-from hpcnn.plan.interior import interior
-from hpcnn.plan.layout import Box, extent, volume, within
+from hpcnn.plan.interior import early, interior
+from hpcnn.plan.layout import Box, extent, within
 from hpcnn.plan.placement import Placement, needs, padding
 from hpcnn.spec import ConvSpec, LayerSpec, PoolSpec
 from hpcnn.timeline import Timeline
-
-LEAST_INTERIOR = 0.5
-"""Part of an output that must lie inside. Pieces cost copies, and small ones more time a position: 1 to 10 % of the
-layer's time as measured, and a fifth where strips are a seventh of the output. With less inside, too little is hidden
-for that."""
 
 
 class Piece(NamedTuple):
@@ -72,9 +67,9 @@ def make_pieces(model: Model, placement: Placement, rank: int) -> dict[str, Piec
         if placed.moved != (True,):
             continue
         box, below = placed.computed[rank], placement.layers[spec.inputs[0]]
-        inside, strips = interior(spec, box, below.owned[rank])
-        if not strips or not volume(inside) >= LEAST_INTERIOR * volume(box) > 0:
+        if not early(spec, box, below.owned[rank]):
             continue
+        inside, strips = interior(spec, box, below.owned[rank])
         boxes = ((inside, below.computed[rank]), *((strip, placed.needed[rank]) for strip in strips))
         first, *others = [
             Piece(padded(model, layer, spec, part), within(needs(spec, part), held), within(part, box))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
 from hpcnn.plan.exchanges import UPDATE_BYTES
+from hpcnn.plan.interior import early
 from hpcnn.plan.layout import extent, volume
 from hpcnn.plan.movement import Movement
 from hpcnn.plan.placement import Placement
@@ -42,6 +43,8 @@ class LayerWork:
     """What it fetches in forward."""
     back: Journey = NOWHERE
     """How the gradient of that returns."""
+    inside: float = 0.0
+    """Which part of forward does not wait for what is fetched, on the rank with least."""
     sums: tuple[Journey, Journey] = (NOWHERE, NOWHERE)
     """Sums over ranks inside forward and backward."""
     saved_bytes: int = 0
@@ -113,11 +116,24 @@ def work_of(layer: LayerSpec, placement: Placement, site: Site, cut: int = 1) ->
     """Return what one layer of a placement costs."""
     placed, looked_at = placement.layers[layer.name], site.looked_at()
     every = [site.clock.passes(layer, extent(placed.computed[rank]), extent(placed.needed[rank])) for rank in looked_at]
-    there, back = NOWHERE, NOWHERE
-    for source, moves in zip(layer.inputs, placed.moved, strict=True):
-        if moves:
-            way = site.moved(Movement(placement.layers[source].owned, placed.needed))
-            there, back = there.and_then(way[0]), back.and_then(way[1])
+    if placed.returned != placed.computed:
+        every = [
+            site.clock.passes(layer, extent(placed.returned[rank]), extent(placed.reached[rank]))._replace(
+                forward=passes.forward
+            )
+            for rank, passes in zip(looked_at, every, strict=True)
+        ]
+    there, back, inside = NOWHERE, NOWHERE, 0.0
+    for source, moves, settles in zip(layer.inputs, placed.moved, placed.settled, strict=True):
+        if moves or settles:
+            way = site.moved(placement.way_back(layer.name, source))
+            back = back.and_then(way[1])
+            if moves:
+                same = placed.reached == placed.needed
+                there = there.and_then(way[0] if same else site.moved(placement.movement(layer.name, source))[0])
+    if placed.moved == (True,):
+        owned = placement.layers[layer.inputs[0]].owned
+        inside = min(early(layer, placed.computed[rank], owned[rank]) for rank in looked_at)
     sums: tuple[Journey, Journey] = (NOWHERE, NOWHERE)
     if isinstance(layer, BatchNormSpec) and site.sync_batchnorm and site.ranks > 1:
         channels = layer.input_shape[-1]
@@ -130,6 +146,7 @@ def work_of(layer: LayerSpec, placement: Placement, site: Site, cut: int = 1) ->
         passes=Passes(*(max(column) for column in zip(*every, strict=True))),
         there=there,
         back=back,
+        inside=inside,
         sums=sums,
         saved_bytes=FLOAT_BYTES
         * max(volume(placed.computed[r]) + any(placed.moved) * volume(placed.needed[r]) for r in looked_at),
@@ -312,12 +329,14 @@ class _Player:
 
     def _forward(self, work: LayerWork) -> None:
         wire, name = self._wire, work.name
-        self._wait(name, [wire.start(work.there, URGENT)])
+        fetched, inside = wire.start(work.there, URGENT), work.inside if wire.overlap else 0.0
         if name in self._of:
             self._move_arrived()
             self._finish(self._of[name], name)
+        self._compute(name, inside * work.passes.forward)
+        self._wait(name, [fetched])
         self._wait(name, [wire.start(work.sums[0], URGENT)])
-        self._compute(name, work.passes.forward)
+        self._compute(name, (1 - inside) * work.passes.forward)
         time = self.times[name]
         for journey in (work.there, work.back, *work.sums):
             time.num_bytes += journey.num_bytes

@@ -97,7 +97,7 @@ def test_the_interior_is_all_that_depends_on_what_is_owned_and_strips_are_the_re
 
 @pytest.mark.parametrize("seed", range(CASES))
 def test_pieces_make_and_save_what_the_layer_does_at_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "LEAST_INTERIOR", 0.0)
+    monkeypatch.setattr("hpcnn.plan.interior.LEAST_INTERIOR", 1e-9)
     model, layouts, placement, ranks, samples = placed(seed)
     draw = np.random.default_rng(seed)
     x = draw.standard_normal((samples, *model.layers[1].input_shape))

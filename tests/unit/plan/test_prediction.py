@@ -99,6 +99,25 @@ def test_layers_whose_inputs_are_moved_wait_for_them():
     assert waits["pool1"] == 0
 
 
+def test_halos_hide_behind_the_inside_of_their_tiles():
+    plan = make_plan(spec(), "spatial", 2, BATCH)
+    site = site_of(2, Link(alpha_s=1e-9, beta_s_per_byte=1e-9))
+    waits, apart = (
+        {layer.name: layer.exposed_s for layer in foretold(plan, one).layers}
+        for one in (site, replace(site, overlap=False))
+    )
+    assert waits["conv3_2"] == 0.0 < apart["conv3_2"]
+
+
+def test_settled_borders_cost_messages_and_save_computation():
+    plan = make_plan(spec(), "tiled-groups", 4, BATCH)
+    site = site_of(4, Link(alpha_s=1e-9, beta_s_per_byte=1e-9))
+    carried, settled = (foretold(one, site) for one in (plan, replace(plan, settled=plan.fused)))
+    sent = [sum(layer.num_bytes for layer in one.layers) for one in (carried, settled)]
+    assert settled.compute_s < carried.compute_s
+    assert sent[1] > sent[0]
+
+
 def test_memory_counts_outputs_and_what_belongs_to_parameters():
     model = spec()
     plan = make_plan(model, "data", 4, BATCH)
