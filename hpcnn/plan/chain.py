@@ -10,8 +10,8 @@ from hpcnn.errors import PlanError
 from hpcnn.plan import placement
 from hpcnn.plan.buckets import Bucket
 from hpcnn.plan.exchanges import UPDATE_BYTES
+from hpcnn.plan.layer_work import work_of
 from hpcnn.plan.layout import Layout
-from hpcnn.plan.prediction import work_of
 from hpcnn.plan.site import Site
 from hpcnn.spec import INPUT, ActivationSpec, LayerSpec, ModelSpec
 

@@ -131,8 +131,8 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
 
 def checked(plan: Plan, model: ModelSpec) -> Plan:
     """Return a plan that can be run, or raise PlanError naming the layer and the reason."""
-    placed = plan.place(model, plan.global_batch).layers
-    for layer in (layer for group in plan.groups(model) for layer in group.layers):
+    groups, placed = plan.groups(model), plan.place(model, plan.global_batch).layers
+    for layer in (layer for group in groups for layer in group.layers):
         if placed[layer.name].returned != placed[layer.name].computed:
             raise PlanError(
                 f"plan: layer '{layer.name}' is computed in turns, whose backward goes over all that forward made, and"

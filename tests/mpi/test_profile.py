@@ -17,9 +17,9 @@ from hpcnn.cli import profile as command
 from hpcnn.comm import start
 from hpcnn.errors import PlanError
 from hpcnn.nn import models
+from hpcnn.plan.layer_work import works
 from hpcnn.plan.machine import Machine, from_toml, load, to_toml
 from hpcnn.plan.planner import make_plan
-from hpcnn.plan.prediction import works
 from hpcnn.plan.site import Site
 from tests.checks import spmd_assert
 
