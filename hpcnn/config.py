@@ -118,11 +118,12 @@ class TrainConfig:
 class PlanConfig:
     """How the layers are split over the ranks."""
 
-    preset: Literal["data", "hybrid", "model", "spatial", "tiled-groups", "auto"] = "data"
+    preset: Literal["data", "hybrid", "hybrid-rows", "model", "spatial", "tiled-groups", "auto"] = "data"
     """data: every rank has all weights and its share of the batch. hybrid: so do convolutions, and fully connected
-    layers are cut by output features. model: filters too are cut. spatial: images are cut into tiles. tiled-groups: so
-    are they, and ranks compute the borders of their tiles themselves from one pooling layer to the next. auto: the
-    fastest, layer by layer, by what layers and messages cost on `exchange.machine`."""
+    layers are cut by output features. hybrid-rows: of these the first is, the next ones by input features. model:
+    filters too are cut. spatial: images are cut into tiles. tiled-groups: so are they, and ranks compute the borders of
+    their tiles themselves from one pooling layer to the next. auto: the fastest, layer by layer, by what layers and
+    messages cost on `exchange.machine`."""
     memory_bytes: Count = 0
     """What a rank may use for images, outputs, parameters and their gradients; plans that are predicted to need more
     are refused, and auto looks for one that fits. 0: no limit."""

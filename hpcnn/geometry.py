@@ -34,6 +34,11 @@ def blocks(count: int, parts: int) -> tuple[Block, ...]:
     return tuple(split(count, parts, index) for index in range(parts))
 
 
+def slices(box: tuple[Block, ...]) -> tuple[slice, ...]:
+    """Return the index that cuts a block of every axis out of an array."""
+    return tuple(slice(*block) for block in box)
+
+
 def pair(value: int | Pair) -> Pair:
     """Return (rows, columns) from one number for both, or from a pair."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -11,6 +11,9 @@ import hashlib
 
 import numpy as np
 
+from hpcnn.arrays import Shape
+from hpcnn.geometry import Block
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -44,7 +47,14 @@ def uniform(stream: int, index: np.ndarray) -> np.ndarray:
     return (bits(stream, index) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def sample_elements(samples: np.ndarray, num_elements: int, first: int = 0) -> np.ndarray:
-    """Return counters (len(samples), num_elements): global sample index in the high 32 bits, element in the low."""
-    elements = np.arange(first, first + num_elements, dtype=np.uint64)
-    return (samples.astype(np.uint64)[:, None] << np.uint64(32)) | elements[None, :]
+def sample_elements(samples: np.ndarray, elements: np.ndarray) -> np.ndarray:
+    """Return counters (samples, elements): global sample index in the high 32 bits, element's number in the low."""
+    return (samples.astype(np.uint64)[:, None] << np.uint64(32)) | elements.astype(np.uint64)[None, :]
+
+
+def element_numbers(shape: Shape, box: tuple[Block, ...]) -> np.ndarray:
+    """Return the numbers, in row-major order, of those elements of a sample of `shape` that lie in `box`."""
+    numbers: np.ndarray = np.zeros(1, np.uint64)
+    for size, block in zip(shape, box, strict=True):
+        numbers = (numbers[:, None] * np.uint64(size) + np.arange(*block, dtype=np.uint64)).reshape(-1)
+    return numbers

@@ -7,6 +7,7 @@ Legend: H W input rows and columns, C input channels, K filters, R S filter rows
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, NamedTuple, TypeAlias
@@ -236,15 +237,54 @@ class ShortcutSpec(LayerSpec):
         return rows, columns, self.out_channels
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartialSumSpec(LayerSpec):
+    """What one rank does of a layer whose input channels are cut: a share of its sums, and the end of some of them.
+
+    `product` sums over some of the input channels, without bias and activation. The sums over all of them are this
+    rank's for `num_completed` output channels, of which it has the bias.
+    """
+
+    product: ConvSpec | LinearSpec
+    num_completed: int
+    bias: bool
+    activation: Activation | None
+
+    @property
+    def output_shape(self) -> Shape:  # noqa: D102
+        return self.product.output_shape
+
+    @property
+    def parameters(self) -> dict[str, Shape]:  # noqa: D102
+        return self.product.parameters | ({"bias": (self.num_completed,)} if self.bias else {})
+
+
 class Part(NamedTuple):
     """What of a layer one rank has.
 
-    `spec` is the layer as this rank computes it: with the padding of its tile, and no more filters or output features
-    than `channels`, a stretch of the whole layer's.
+    Attributes
+    ----------
+    spec : LayerSpec
+        The layer as this rank computes it: with the padding of its tile and the channels that it has.
+    box : tuple of Block
+        Where what it computes lies in one sample's output.
+    tensors : dict of str to tuple of Block
+        Where its parts of the parameters and statistics lie in the layer's, by short name.
     """
 
     spec: LayerSpec
-    channels: Block
+    box: tuple[Block, ...]
+    tensors: Mapping[str, tuple[Block, ...]]
+
+
+def whole(layer: LayerSpec) -> Part:
+    """Return all of a layer."""
+
+    def everything(shape: Shape) -> tuple[Block, ...]:
+        return tuple(Block(0, size) for size in shape)
+
+    tensors = {short: everything(shape) for short, shape in (layer.parameters | layer.statistics).items()}
+    return Part(layer, everything(layer.output_shape), tensors)
 
 
 @dataclass(frozen=True, kw_only=True)

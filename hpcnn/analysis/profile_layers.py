@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,12 +17,12 @@ from hpcnn.errors import PlanError
 from hpcnn.nn.build import build
 from hpcnn.nn.context import StepContext
 from hpcnn.nn.parameter import ParameterSet
-from hpcnn.plan import placement
 from hpcnn.plan.layout import extent, volume
 from hpcnn.plan.machine import Timing
+from hpcnn.plan.parts import part
 from hpcnn.plan.planner import PRESETS, Plan, make_plan
 from hpcnn.plan.work import extent_of, signature
-from hpcnn.spec import FlattenSpec, LayerSpec, ModelSpec
+from hpcnn.spec import FlattenSpec, LayerSpec, ModelSpec, PartialSumSpec
 
 
 def profile_layers(
@@ -68,10 +69,12 @@ def _cases(
 def _parts(model: ModelSpec, plan: Plan) -> Iterator[tuple[LayerSpec, Shape, Shape]]:
     placed = plan.place(model, plan.global_batch)
     for layer, (name, layout) in zip(model.layers, plan.layouts, strict=True):
-        computed = placed.layers[name].computed
-        rank = max(range(layout.ranks), key=lambda rank: volume(computed[rank]))
-        part = placement.part(layer, layout, computed[rank], rank)
-        yield part.spec, extent(computed[rank]), extent(placed.layers[name].needed[rank])
+        made = placed.layers[name].partial
+        rank = max(range(layout.ranks), key=lambda rank: volume(made[rank]))
+        spec = part(layer, layout, made[rank], rank).spec
+        if isinstance(spec, PartialSumSpec):
+            spec = replace(spec.product, activation=spec.activation)
+        yield spec, extent(made[rank]), extent(placed.layers[name].needed[rank])
 
 
 def _time(layer: LayerSpec, output: Shape, read: Shape, watch: Stopwatch) -> tuple[float, float, float, float]:

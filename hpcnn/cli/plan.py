@@ -142,6 +142,7 @@ def _layout(plan: planner.Plan, name: str) -> str:
     """Return a layer's layout with its grid: "data 2 spatial 1x3*"."""
     layout = dict(plan.layouts)[name]
     parts = [("data", layout.sample, str(layout.sample)), ("filter", layout.channel, str(layout.channel))]
+    parts += [("row", layout.inner, str(layout.inner))]
     parts.insert(1, ("spatial", layout.height * layout.width, f"{layout.height}x{layout.width}"))
     words = [f"{word} {text}" for word, number, text in parts if number > 1]
     marks = "*" * (name in plan.fused) + "^" * (name in plan.settled)

@@ -17,6 +17,7 @@ from hpcnn import arrays
 from hpcnn.comm.counters import Traffic
 from hpcnn.comm.engine import Engine, check_array
 from hpcnn.comm.library import load
+from hpcnn.comm.persistent import among, within
 from hpcnn.errors import CommError
 from hpcnn.geometry import split
 from hpcnn.plan import choice, schedules
@@ -29,7 +30,14 @@ MPI_CHUNK_BYTES = 1 << 30
 """The library's all-reduce is called on so many bytes at once: MPI counts in 31 bits."""
 
 
-def allreduce(comm: MPI.Intracomm, array: np.ndarray, algorithm: str = "auto", *, label: str = "") -> None:
+def allreduce(
+    comm: MPI.Intracomm,
+    array: np.ndarray,
+    algorithm: str = "auto",
+    *,
+    label: str = "",
+    ranks: Sequence[int] | None = None,
+) -> None:
     """Replace `array` on every rank by the sum over all ranks, the same bits everywhere (collective).
 
     Parameters
@@ -43,22 +51,28 @@ def allreduce(comm: MPI.Intracomm, array: np.ndarray, algorithm: str = "auto", *
         bits of the result do; only "mpi" leaves even equal bits on all ranks to the library.
     label : str
         What is summed, for timelines and for the watchdog.
+    ranks : sequence of int, optional
+        Who sums together, this rank among them; left out, all. Every rank must be in one such group, and "mpi" has but
+        one.
 
     Raises
     ------
     CommError
-        If the array is not contiguous, writable and of a number type.
+        If the array is not contiguous, writable and of a number type, or the library is to sum in groups.
     PlanError
         If the algorithm is unknown.
     """
     engine = engine_of(comm)
     if algorithm == "mpi":
+        if ranks is not None:
+            raise CommError("comm: algorithm 'mpi' sums over all ranks; a group needs one of hpcnn's algorithms.")
         _mpi_allreduce(engine, array)
         return
+    rank, size, nodes = within(engine, ranks)
     if algorithm == "auto":
         check_array(array)
-        algorithm = choice.allreduce_algorithm(array.nbytes, engine.size, engine.machine, engine.nodes)
-    engine.run(_allreduce(algorithm, engine.rank, engine.size, array.size, engine.nodes), array, label)
+        algorithm = choice.allreduce_algorithm(array.nbytes, size, engine.machine, nodes)
+    engine.run(among(_allreduce(algorithm, rank, size, array.size, nodes), ranks), array, label)
 
 
 def allgather(

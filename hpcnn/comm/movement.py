@@ -40,7 +40,14 @@ class Mover(Protocol):
 
 
 def prepare(
-    engine: Engine, movement: Movement, dtype: np.dtype, *, label: str, algorithm: str = "auto", priority: int = 0
+    engine: Engine,
+    movement: Movement,
+    dtype: np.dtype,
+    *,
+    label: str,
+    back: str = "",
+    algorithm: str = "auto",
+    priority: int = 0,
 ) -> Mover:
     """Return a movement's mover (collective).
 
@@ -54,15 +61,18 @@ def prepare(
         Of the tensor.
     label : str
         What travels, for people.
+    back : str
+        What travels back; left out, its gradient.
     algorithm : str
         For an all-gather and its reduce-scatter.
     priority : int
         See `Engine.prepare`.
     """
+    labels = label, back or f"gradient of {label}"
     bounds = movement.gathered()
     if bounds is not None:
-        return _Gather(engine, movement, dtype, bounds, algorithm, label, priority)
-    return _Parcels(engine, movement, dtype, label, priority)
+        return _Gather(engine, movement, dtype, bounds, algorithm, labels, priority)
+    return _Parcels(engine, movement, dtype, labels, priority)
 
 
 class _Gather:
@@ -79,7 +89,7 @@ class _Gather:
         dtype: np.dtype,
         bounds: list[int],
         algorithm: str,
-        label: str,
+        labels: tuple[str, str],
         priority: int,
     ) -> None:
         whole = movement.target[0]
@@ -98,10 +108,8 @@ class _Gather:
         # The reader keeps what it got until it has its weights' gradient, which may be after gradients went back.
         self._there, self._back = (arrays.empty(bounds[-1], dtype) for _ in range(2))
         self._mine = slice(*bounds[engine.rank : engine.rank + 2])
-        self._gather = prepare_allgather(engine, self._there, bounds, algorithm, label=label, priority=priority)
-        self._sum = prepare_reduce_scatter(
-            engine, self._back, bounds, algorithm, label=f"gradient of {label}", priority=priority
-        )
+        self._gather = prepare_allgather(engine, self._there, bounds, algorithm, label=labels[0], priority=priority)
+        self._sum = prepare_reduce_scatter(engine, self._back, bounds, algorithm, label=labels[1], priority=priority)
 
     def start(self, owned: Array) -> None:
         self._there[self._mine].reshape(owned.shape)[...] = owned
@@ -129,7 +137,9 @@ class _Gather:
 class _Parcels:
     """Boxes that go straight from their owner to whoever needs them, all at once."""
 
-    def __init__(self, engine: Engine, movement: Movement, dtype: np.dtype, label: str, priority: int) -> None:
+    def __init__(
+        self, engine: Engine, movement: Movement, dtype: np.dtype, labels: tuple[str, str], priority: int
+    ) -> None:
         rank = engine.rank
         self._source, self._target = movement.source[rank], movement.target[rank]
         self._kept = movement.kept(rank)
@@ -145,8 +155,8 @@ class _Parcels:
             schedule = Schedule((step,), bounds[-1], local=True)
             return engine.prepare(schedule, self._staging, label=what, priority=priority)
 
-        self._there = collective(Step(away, home), label)
-        self._back = collective(Step(home, away), f"gradient of {label}")
+        self._there = collective(Step(away, home), labels[0])
+        self._back = collective(Step(home, away), labels[1])
 
     def start(self, owned: Array) -> None:
         for parcel, piece in self._away:

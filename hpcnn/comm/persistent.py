@@ -66,7 +66,7 @@ def prepare_allreduce(
             traffic=Traffic(1, array.nbytes),
             ranks=ranks,
         )
-    rank, size, nodes = _within(engine, ranks)
+    rank, size, nodes = within(engine, ranks)
     if algorithm == "auto":
         algorithm = choice.allreduce_algorithm(
             array.nbytes,
@@ -96,7 +96,7 @@ def prepare_reduce_scatter(
     Other parameters and errors are those of `prepare_allreduce`; algorithms: "auto", "butterfly", "ring", "pairwise",
     "hierarchical", "mpi".
     """
-    rank, size, nodes = _within(engine, ranks)
+    rank, size, nodes = within(engine, ranks)
     if algorithm == "mpi":
         _refuse_narrow(wire)
         sizes = [stop - start for start, stop in pairwise(boundaries)]
@@ -130,7 +130,7 @@ def prepare_allgather(
 
     Parameters and errors are those of `prepare_reduce_scatter`.
     """
-    rank, size, nodes = _within(engine, ranks)
+    rank, size, nodes = within(engine, ranks)
     if algorithm == "mpi":
         _refuse_narrow(wire)
         mpi = load()
@@ -170,7 +170,7 @@ def among(schedule: Schedule, ranks: Sequence[int] | None) -> Schedule:
     return schedule if ranks is None else replace(schedule, steps=mapped(schedule.steps, ranks))
 
 
-def _within(engine: Engine, ranks: Sequence[int] | None) -> tuple[int, int, tuple[int, ...]]:
+def within(engine: Engine, ranks: Sequence[int] | None) -> tuple[int, int, tuple[int, ...]]:
     """Return this rank's number among `ranks`, how many they are, and their nodes."""
     if ranks is None:
         return engine.rank, engine.size, engine.nodes

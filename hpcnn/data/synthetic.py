@@ -58,7 +58,7 @@ class SyntheticDataSet(InMemory):
         start, stop = rows.start * W * C, rows.stop * W * C
         # Eight bytes of noise a word. Image by image: the words of a whole batch would not stay in the cache.
         first = start // 8
-        words = rng.bits(self._noise, rng.sample_elements(np.array([index]), -(-stop // 8) - first, first))
+        words = rng.bits(self._noise, rng.sample_elements(np.array([index]), np.arange(first, -(-stop // 8))))
         noise = words.astype("<u8", copy=False).reshape(-1).view(np.uint8)[start - 8 * first : stop - 8 * first]
         return (noise >> 1).reshape(rows.size, W, C) + self._pattern(int(self._labels[index]))[rows.start : rows.stop]
 

@@ -7,6 +7,7 @@ from hpcnn.nn.conv import Conv
 from hpcnn.nn.layer import Layer
 from hpcnn.nn.linear import Linear
 from hpcnn.nn.parameter import ParameterSet
+from hpcnn.nn.partial import PartialSum
 from hpcnn.nn.pointwise import Activation, Add, Dropout, Flatten, Shortcut
 from hpcnn.nn.pool import AveragePool, GlobalAveragePool, MaxPool
 from hpcnn.spec import (
@@ -19,6 +20,7 @@ from hpcnn.spec import (
     GlobalAveragePoolSpec,
     LayerSpec,
     LinearSpec,
+    PartialSumSpec,
     PoolSpec,
     ShortcutSpec,
 )
@@ -31,6 +33,8 @@ def build(spec: LayerSpec, parameters: ParameterSet) -> Layer:
             return Conv(spec, parameters)
         case LinearSpec():
             return Linear(spec, parameters)
+        case PartialSumSpec():
+            return PartialSum(spec, parameters)
         case PoolSpec(kind="max"):
             return MaxPool(spec, parameters)
         case PoolSpec():

@@ -17,29 +17,31 @@ He, Zhang, Ren, Sun, "Delving deep into rectifiers", arXiv:1502.01852.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from hpcnn import rng
 from hpcnn.arrays import Array
-from hpcnn.geometry import Block
+from hpcnn.geometry import Block, slices
 from hpcnn.nn.parameter import ParameterSet, assign
 from hpcnn.ops import LEAKY_SLOPE
 from hpcnn.spec import Activation, ActivationSpec, BatchNormSpec, LayerSpec, ModelSpec
 
 
-def initialise(model: ModelSpec, parameters: ParameterSet, seed: int, channels: Sequence[Block]) -> None:
+def initialise(
+    model: ModelSpec, parameters: ParameterSet, seed: int, tensors: Sequence[Mapping[str, tuple[Block, ...]]]
+) -> None:
     """Overwrite all parameters of `model` with their initial values.
 
     Parameters
     ----------
     parameters : ParameterSet
-        With the output channels that this rank has of each layer.
-    channels : sequence of Block
-        Which they are, layer by layer.
+        With what this rank has of each tensor.
+    tensors : sequence of dict of str to tuple of Block
+        Where that lies in the whole one, layer by layer and by short name.
     """
-    for layer, own in zip(model.layers, channels, strict=True):
+    for layer, own in zip(model.layers, tensors, strict=True):
         for short, shape in layer.parameters.items():
             parameter = parameters[f"{layer.name}/{short}"]
             match short:
@@ -50,7 +52,7 @@ def initialise(model: ModelSpec, parameters: ParameterSet, seed: int, channels: 
                     else:
                         whole = np.empty(shape, parameter.value.dtype)
                         _draw(whole, stream, layer, model)
-                        parameter.value[...] = whole[own.start : own.stop]
+                        parameter.value[...] = whole[slices(own[short])]
                 case "gamma":
                     parameter.value[...] = 1
                 case _:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 
 from hpcnn.arrays import Array, Shape
+from hpcnn.geometry import Block
 from hpcnn.nn.context import StepContext
 from hpcnn.nn.parameter import Parameter, ParameterSet
 from hpcnn.spec import LayerSpec
@@ -50,12 +51,12 @@ class Layer(Generic[S]):
     joint_backward : bool
         Whether `backward_input` yields the parameters' gradients too, so that it must run for every layer and
         gradients are complete only after it. Such a layer also runs on no samples at all: its sums are everybody's.
-    first_channel : int
-        Number, in the whole layer, of the first of this rank's output channels.
+    box : tuple of Block
+        Where what this rank computes lies in one sample's output; None: it is all of it.
     """
 
     joint_backward = False
-    first_channel = 0
+    box: tuple[Block, ...] | None = None
 
     def __init__(self, spec: S, parameters: ParameterSet) -> None:
         self.spec = spec

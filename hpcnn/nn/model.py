@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from hpcnn.geometry import Block
 from hpcnn.nn.build import build
 from hpcnn.nn.initialise import initialise
 from hpcnn.nn.layer import Layer
 from hpcnn.nn.parameter import ParameterSet
-from hpcnn.spec import ModelSpec, Part
+from hpcnn.spec import ModelSpec, Part, whole
 
 
 class Model:
@@ -44,14 +43,14 @@ class Model:
     def __init__(
         self, spec: ModelSpec, seed: int, dtype: Any = np.float32, parts: Sequence[Part] | None = None
     ) -> None:
-        parts = [Part(layer, Block(0, layer.output_shape[-1])) for layer in spec.layers] if parts is None else parts
+        parts = [whole(layer) for layer in spec.layers] if parts is None else parts
         self.spec = spec
         self.parts = tuple(parts)
         self.parameters = ParameterSet.of([part.spec for part in parts], dtype)
-        initialise(spec, self.parameters, seed, [part.channels for part in parts])
+        initialise(spec, self.parameters, seed, [part.tensors for part in parts])
         self.layers: list[Layer] = [build(part.spec, self.parameters) for part in parts]
         for layer, part in zip(self.layers, parts, strict=True):
-            layer.first_channel = part.channels.start
+            layer.box = part.box
         self.statistics: dict[str, np.ndarray] = {
             f"{layer.spec.name}/{short}": array for layer in self.layers for short, array in layer.statistics.items()
         }

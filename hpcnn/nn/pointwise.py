@@ -68,7 +68,8 @@ class Dropout(Layer[DropoutSpec]):
         if not context.training or self.spec.rate == 0.0:
             return x, None
         stream = rng.key(context.seed, f"dropout:{self.spec.name}", context.step)
-        return ops.dropout_forward(x, self.spec.rate, stream, context.samples, first=self.first_channel)
+        elements = None if self.box is None else rng.element_numbers(self.spec.output_shape, self.box)
+        return ops.dropout_forward(x, self.spec.rate, stream, context.samples, elements)
 
     def narrow(self, saved: Saved, to: Narrow) -> Saved:
         """Return less of the mask."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from hpcnn.arrays import Array
@@ -10,7 +12,9 @@ from hpcnn.ops import check
 from hpcnn.ops.backend import implementation
 
 
-def dropout_forward(x: Array, rate: float, stream: int, samples: np.ndarray, *, first: int = 0) -> tuple[Array, Array]:
+def dropout_forward(
+    x: Array, rate: float, stream: int, samples: np.ndarray, elements: np.ndarray | None = None
+) -> tuple[Array, Array]:
     """Zero each number with probability `rate` and scale the others by 1 / (1 - rate).
 
     Parameters
@@ -22,8 +26,8 @@ def dropout_forward(x: Array, rate: float, stream: int, samples: np.ndarray, *, 
         Key of this layer and step, from `hpcnn.rng.key`.
     samples : ndarray of integers, shape (N,)
         Global index of each sample.
-    first : int
-        Number of the first element of each sample, where `x` holds a contiguous block of a sample's elements.
+    elements : ndarray of integers, shape (elements of a sample,), optional
+        The number of each element of a sample, where `x` holds some of it only; left out, they count from 0.
 
     Returns
     -------
@@ -34,7 +38,7 @@ def dropout_forward(x: Array, rate: float, stream: int, samples: np.ndarray, *, 
     Raises
     ------
     ShapeError
-        If there is not one sample index for each sample, or `rate` is out of range.
+        If there is not one index for each sample and each of its elements, or `rate` is out of range.
     """
     backend = implementation(x)
     _check_rate(rate)
@@ -43,7 +47,13 @@ def dropout_forward(x: Array, rate: float, stream: int, samples: np.ndarray, *, 
             f"dropout: samples of shape {samples.shape} for x of shape {tuple(x.shape)};"
             " there must be one index for each sample."
         )
-    return backend.dropout_forward(check.contiguous(x), rate, stream, samples, first=first)
+    numbers = np.arange(prod(x.shape[1:])) if elements is None else elements
+    if numbers.shape != (prod(x.shape[1:]),):
+        raise ShapeError(
+            f"dropout: elements of shape {numbers.shape} for x of shape {tuple(x.shape)};"
+            " there must be one number for each element of a sample."
+        )
+    return backend.dropout_forward(check.contiguous(x), rate, stream, samples, numbers)
 
 
 def dropout_backward(grad_output: Array, mask: Array, rate: float) -> Array:

@@ -64,7 +64,7 @@ def make_pieces(model: Model, placement: Placement, rank: int) -> dict[str, Piec
     found = {}
     for spec, layer in zip(model.spec.layers, model.layers, strict=True):
         placed = placement.layers[spec.name]
-        if placed.moved != (True,):
+        if placed.moved != (True,) or placed.partial != placed.computed:
             continue
         box, below = placed.computed[rank], placement.layers[spec.inputs[0]]
         if not early(spec, box, below.owned[rank]):

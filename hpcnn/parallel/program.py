@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hpcnn.nn.context import StepContext
 from hpcnn.nn.layer import Layer
 from hpcnn.nn.loss import SoftmaxCrossEntropy
 from hpcnn.nn.model import Model
+from hpcnn.nn.partial import PartialSum
 from hpcnn.parallel.exchange import Exchange, Update
 from hpcnn.parallel.narrow import Narrower
 from hpcnn.parallel.route import Border, Route, make_route
@@ -94,11 +96,15 @@ class Program:
         self._sync_batchnorm = sync_batchnorm
         self._algorithm = algorithm
         self._routes: dict[int, Route] = {}
-        for layer, layout in zip(model.spec.layers, plan.layouts, strict=True):
-            if isinstance(layer, BatchNormSpec) and layout[1].height * layout[1].width > 1 and not sync_batchnorm:
+        self._cut = plan.cut
+        for layer, (_, layout) in zip(model.spec.layers, plan.layouts, strict=True):
+            local = layout.height * layout.width == 1 and layout.ranks == plan.ranks
+            local = local and layout.sample <= plan.global_batch
+            if isinstance(layer, BatchNormSpec) and not sync_batchnorm and not local:
                 raise PlanError(
-                    f"plan: layer '{layer.name}' is a batch norm of tiles, whose statistics must be those of the whole"
-                    " image. Set model.sync_batchnorm = true."
+                    f"plan: layer '{layer.name}' is a batch norm with a grid {layout.grid} of tiles, or one that leaves"
+                    f" some of {plan.ranks} ranks without samples: its statistics must be those of the whole batch."
+                    " Set model.sync_batchnorm = true."
                 )
 
     def context(self, *, training: bool, seed: int, step: int, samples: np.ndarray, global_batch: int) -> StepContext:
@@ -190,14 +196,27 @@ class Program:
         """Make running statistics equal on all ranks where each has followed its own samples (collective then)."""
         if self._sync_batchnorm or self.world.size == 1:
             return
-        for statistics in self.model.statistics.values():
-            total = statistics.astype(np.float64)
-            self.sum_over_ranks(total)
-            statistics[...] = total / self.world.size
+        for layer in self.model.layers:
+            cut = self._cut[layer.spec.name]
+            for statistics in layer.statistics.values():
+                total = statistics.astype(np.float64)
+                self.sum_over_ranks(total, cut)
+                statistics[...] = total * cut / self.world.size
 
-    def sum_over_ranks(self, array: np.ndarray) -> None:
-        """Sum a small array over all ranks in place, with equal bits everywhere (collective)."""
-        allreduce(self.world.comm, array, "butterfly", label="sum over ranks")
+    def sum_over_ranks(self, array: np.ndarray, cut: int = 1) -> None:
+        """Sum a small array over all ranks in place, or every `cut`-th, with equal bits on them (collective)."""
+        ranks = range(self.world.rank % cut, self.world.size, cut) if cut > 1 else None
+        allreduce(self.world.comm, array, "butterfly", label="sum over ranks", ranks=ranks)
+
+    def _of_box(self, context: StepContext, layer: str, box: Box) -> StepContext:
+        """Return what a layer knows: the samples of its box; its statistics are summed over ranks with its channels."""
+        start, stop = box[0]
+        cut, known = self._cut[layer], context
+        if stop - start != len(context.samples):
+            known = replace(known, samples=context.samples[start:stop])
+        if cut > 1 and context.reduce_sum is not None:
+            known = replace(known, reduce_sum=partial(self.sum_over_ranks, cut=cut))
+        return known
 
     def _forward(self, images: Array, context: StepContext, route: Route) -> tuple[Array, list[object]]:
         """Return the logits of this rank's share of the loss, and what each operation saved."""
@@ -233,11 +252,15 @@ class Program:
             self.exchange.input_ready(name, inputs[0])
         if pieces is not None:
             return output, pieces.end(output, inputs[0], context, self.timeline)
-        box = route.computed[name]
+        box, kept = route.computed[name], None
         if volume(box) or (layer.joint_backward and context.training):
             with self.timeline.span(f"{name} forward", "compute"):
-                return layer.forward(inputs, _of_box(context, box))
-        return arrays.empty(extent(box), inputs[0].dtype), None
+                output, kept = layer.forward(inputs, self._of_box(context, name, box))
+        else:
+            output = arrays.empty(extent(box), inputs[0].dtype)
+        if isinstance(layer, PartialSum):
+            return layer.complete(route.sums[name].complete(output), kept)
+        return output, kept
 
     def _backward(self, grad_logits: Array, saved: list[object], context: StepContext, route: Route) -> None:
         # Of each value, what its readers have returned so far: borders that may still be on their way.
@@ -258,11 +281,13 @@ class Program:
             for other in others:
                 grad_output = ops.add_forward(grad_output, other) if other.size else grad_output
             box = route.returned[name]
-            runs, here = volume(box) > 0, _of_box(context, box)
+            runs, here = volume(box) > 0, self._of_box(context, name, box)
             error = grad_output
             if runs:
                 with self.timeline.span(f"{name} error", "compute"):
                     error = layer.error(grad_output, kept, here)
+            if isinstance(layer, PartialSum):
+                error = route.sums[name].spread(error)
             if layer.parameters and operation.first == name:
                 exchange.error_ready(name, error)
             wants_gradient = layer.parameters and not layer.joint_backward and exchange.wants_gradient(name)
@@ -298,12 +323,6 @@ class Program:
             for parameter in layer.parameters.values():
                 parameter.grad[...] = 0
         self.exchange.gradient_ready(name)
-
-
-def _of_box(context: StepContext, box: Box) -> StepContext:
-    """Return the context of the samples of a box."""
-    start, stop = box[0]
-    return context if stop - start == len(context.samples) else replace(context, samples=context.samples[start:stop])
 
 
 def compile_operations(model: Model, turns: Mapping[str, Turns] | None = None) -> tuple[Operation, ...]:

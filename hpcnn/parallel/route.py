@@ -107,9 +107,40 @@ class Border:
         return total
 
 
+class PartialSums:
+    """Where partial sums over input channels are added up, each at its owner: a movement taken the other way round.
+
+    Parameters
+    ----------
+    owned : Box
+        Whose sums this rank completes.
+    mover : Mover
+        From owners to all that made a part; its way back adds.
+    """
+
+    def __init__(self, owned: Box, mover: Mover) -> None:
+        self._shape = extent(owned)
+        self._mover = mover
+
+    def complete(self, partial: Array) -> Array:
+        """Return the sums that this rank owns, from everyone's partial ones."""
+        sums = arrays.empty(self._shape, partial.dtype)
+        self._mover.start_back(partial)
+        self._mover.finish_back(partial, sums)
+        return sums
+
+    def spread(self, error: Array) -> Array:
+        """Return the error of all sums of which this rank made a part, from that of those it owns."""
+        self._mover.start(error)
+        return self._mover.finish(error)
+
+
 @dataclass(frozen=True)
 class Route:
-    """What this rank reads and computes of a batch of one size, and the borders of its operations."""
+    """What this rank reads and computes of a batch of one size, and the borders of its operations.
+
+    Of operations that are in `sums`, `computed` says of what it makes partial sums.
+    """
 
     images: Box
     computed: dict[str, Box]
@@ -118,6 +149,7 @@ class Route:
     layers_back: dict[str, Layer[Any]]
     """For operations that go back through less than they have computed, with the padding of that."""
     cuts: Cuts
+    sums: dict[str, PartialSums]
     borders: dict[str, tuple[Border, ...]]
     pieces: dict[str, Pieces]
     """Of the operations that begin before all of their input is there."""
@@ -158,6 +190,13 @@ def make_route(model: Model, placement: Placement, world: World, algorithm: str,
             Way(place.returned[rank], place.owned[rank], reached[rank], back),
         )
 
+    sums = {}
+    for name, placed in layers.items():
+        way = placement.summing(name)
+        if way is not None:
+            there, back = f"errors of {name}", f"partial sums of {name}"
+            mover = movement.prepare(world.engine, way, dtype, label=there, back=back, algorithm=algorithm)
+            sums[name] = PartialSums(placed.owned[rank], mover)
     borders = {
         layer.name: tuple(
             border(source, layer.name, placed.needed, placed.reached, moved=moved, settled=settled)
@@ -168,14 +207,15 @@ def make_route(model: Model, placement: Placement, world: World, algorithm: str,
     loss, last = placement.loss, model.spec.layers[-1].name
     return Route(
         images=placement.images[rank],
-        computed={name: placed.computed[rank] for name, placed in layers.items()},
-        returned={name: placed.returned[rank] for name, placed in layers.items()},
+        computed={name: placed.partial[rank] for name, placed in layers.items()},
+        returned={name: placed.made_back[rank] for name, placed in layers.items()},
         layers_back={
             spec.name: padded(model, layer, spec, layers[spec.name].returned[rank])
             for spec, layer in zip(model.spec.layers, model.layers, strict=True)
             if layers[spec.name].returned[rank] != layers[spec.name].computed[rank]
         },
         cuts=make_cuts(model.spec, placement, rank),
+        sums=sums,
         borders=borders,
         pieces=make_pieces(model, placement, rank) if overlap else {},
         loss=border(last, "loss", loss, loss, moved=placement.loss_moved, settled=False),

@@ -17,7 +17,7 @@ from hpcnn.nn.layer import Layer, Saved
 from hpcnn.nn.model import Model
 from hpcnn.nn.parameter import Parameter, ParameterSet
 from hpcnn.plan.layout import Box, Layout, extent, within
-from hpcnn.plan.placement import part
+from hpcnn.plan.parts import part
 from hpcnn.plan.planner import Plan
 from hpcnn.plan.turns import GroupSpec, turn_boxes
 from hpcnn.spec import LayerSpec

@@ -7,17 +7,37 @@ has is the whole already, and nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
 
 from hpcnn import arrays
-from hpcnn.arrays import Array
+from hpcnn.arrays import Array, Shape
 from hpcnn.comm.world import World
+from hpcnn.geometry import slices
 from hpcnn.nn.model import Model
 from hpcnn.nn.parameter import ParameterSet, assign
 from hpcnn.plan.planner import Plan
 
 
+class _Cut(NamedTuple):
+    """A tensor of which this rank has a part: in how many parts it is, its shape, and where the part lies."""
+
+    parts: int
+    shape: Shape
+    place: tuple[slice, ...]
+
+
+class Room(NamedTuple):
+    """Where global tensors are put: parameters, optimizer state by slot, and statistics by name."""
+
+    parameters: ParameterSet
+    state: Mapping[str, Array]
+    statistics: Mapping[str, np.ndarray]
+
+
 class Whole:
-    """The way between a rank's flat vectors and global tensors.
+    """The way between what a rank has and global tensors.
 
     Parameters
     ----------
@@ -32,19 +52,17 @@ class Whole:
     def __init__(self, model: Model, plan: Plan, world: World) -> None:
         self._model = model
         self._world = world
-        cuts = plan.cut
-        self._own = {
-            parameter: (layer.name, part.channels)
+        self._cuts = {
+            f"{layer.name}/{short}": _Cut(plan.cut[layer.name], shape, slices(part.tensors[short]))
             for layer, part in zip(model.spec.layers, model.parts, strict=True)
-            for parameter in (f"{layer.name}/{short}" for short in layer.parameters)
-            if cuts[layer.name] > 1
+            for short, shape in (layer.parameters | layer.statistics).items()
+            if plan.cut[layer.name] > 1
         }
-        self._cuts = cuts
 
     @property
     def is_cut(self) -> bool:
         """Whether any rank lacks a part of the parameters."""
-        return bool(self._own)
+        return bool(self._cuts)
 
     def tensors(self, flat: Array) -> dict[str, Array]:
         """Return, on rank 0, global tensors from everyone's flat vectors; views where nothing is cut (collective).
@@ -52,48 +70,57 @@ class Whole:
         Of parts that several ranks have, the first one's counts. Other ranks get what they have.
         """
         parameters = self._model.parameters
-        mine = {parameter.name: parameters.view(flat, parameter.name) for parameter in parameters.parameters}
+        return self._gather({one.name: parameters.view(flat, one.name) for one in parameters.parameters})
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """Return, on rank 0, the global statistics, in the same way (collective)."""
+        return self._gather(self._model.statistics)
+
+    def _gather(self, mine: dict[str, Array]) -> dict[str, Array]:
         if not self.is_cut:
             return mine
         rank = self._world.rank
         parts = [
-            (name, own.start, own.stop, mine[name])
-            for name, (layer, own) in self._own.items()
-            if 0 < rank < self._cuts[layer]
+            (name, self._cuts[name].place, part)
+            for name, part in mine.items()
+            if name in self._cuts and rank < self._cuts[name].parts
         ]
-        everyone = self._world.gather_obj(parts)
+        everyone = self._world.gather_obj(parts if rank else [])
         if rank != 0:
             return mine
-        shapes = {
-            f"{layer.name}/{short}": shape
-            for layer in self._model.spec.layers
-            for short, shape in layer.parameters.items()
-        }
         whole = dict(mine)
-        for name, (_, own) in self._own.items():
-            whole[name] = arrays.empty(shapes[name], flat.dtype)
-            whole[name][own.start : own.stop] = mine[name]
-        for name, start, stop, part in (one for some in everyone or [] for one in some):
-            whole[name][start:stop] = part
+        for name, _, part in parts:
+            whole[name] = arrays.empty(self._cuts[name].shape, part.dtype)
+        for name, place, part in (one for some in (parts, *(everyone or [])) for one in some):
+            whole[name][place] = part
         return whole
 
-    def room(self, state: Mapping[str, Array]) -> tuple[ParameterSet, dict[str, Array]]:
-        """Return parameters and optimizer state to put global tensors into; the model's own where nothing is cut."""
+    def room(self, state: Mapping[str, Array], statistics: Mapping[str, np.ndarray]) -> Room:
+        """Return where to put global parameters, and such state and statistics; the model's own if nothing is cut."""
+        model = self._model
         if not self.is_cut:
-            return self._model.parameters, dict(state)
-        parameters = ParameterSet.of(self._model.spec.layers, self._model.parameters.values.dtype)
+            return Room(model.parameters, state, statistics)
+        parameters = ParameterSet.of(model.spec.layers, model.parameters.values.dtype)
         slots = {slot: arrays.empty(parameters.values.shape, flat.dtype) for slot, flat in state.items()}
-        return parameters, slots
+        kept = {
+            name: arrays.empty(self._cuts[name].shape, own.dtype) if name in self._cuts else own
+            for name, own in statistics.items()
+        }
+        return Room(parameters, slots, kept)
 
-    def take(self, parameters: ParameterSet, state: Mapping[str, Array], own_state: Mapping[str, Array]) -> None:
+    def take(self, room: Room, state: Mapping[str, Array]) -> None:
         """Cut this rank's parts out of what `room` returned and everybody has by now."""
         if not self.is_cut:
             return
-        pairs = [(parameters.values, self._model.parameters.values)]
-        pairs += [(state[slot], own_state[slot]) for slot in state]
+        own = self._model.parameters
+        pairs = [(room.parameters.values, own.values)]
+        pairs += [(room.state[slot], state[slot]) for slot in room.state]
         for source, target in pairs:
-            for parameter in self._model.parameters.parameters:
-                _, own = self._own.get(parameter.name, ("", None))
-                found = parameters.view(source, parameter.name)
-                part = found if own is None else found[own.start : own.stop]
-                assign(self._model.parameters.view(target, parameter.name), part)
+            for parameter in own.parameters:
+                found = room.parameters.view(source, parameter.name)
+                assign(own.view(target, parameter.name), self._part(parameter.name, found))
+        for name, found in room.statistics.items():
+            self._model.statistics[name][...] = self._part(name, found)
+
+    def _part(self, name: str, found: Array) -> Array:
+        return found[self._cuts[name].place] if name in self._cuts else found

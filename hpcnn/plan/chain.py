@@ -117,11 +117,11 @@ def cost_of_segment(
         placed = placement.place(small, all_layouts, fused, site.ranks, global_batch)
     except PlanError:
         return None
-    works = [work_of(layer, placed, site, all_layouts[layer.name].channel) for layer in layers]
+    works = [work_of(layer, placed, site, all_layouts[layer.name].cut) for layer in layers]
     rates = site.machine.rates
     seconds = exchange_s = 0.0
     for layer, work in zip(layers, works, strict=True):
-        cut = all_layouts[layer.name].channel
+        cut = all_layouts[layer.name].cut
         own = work.parameter_bytes // 4
         reduce, publish = site.exchanged(Bucket(0, own, (layer.name,), "allreduce", cut), model, global_batch)
         exchange_s += reduce.seconds + publish.seconds if own else 0.0

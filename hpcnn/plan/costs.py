@@ -41,8 +41,8 @@ def layer_costs(model: ModelSpec, plan: Plan) -> tuple[LayerCost, ...]:
     in_turns = _made_in_turns(model, plan, placement)
     for layer, part, (_, layout) in zip(model.layers, plan.parts(model, 0), plan.layouts, strict=True):
         there, back = (
-            in_turns.get(layer.name, volume(boxes[0])) / prod(layer.output_shape)
-            for boxes in (placed[layer.name].computed, placed[layer.name].returned)
+            in_turns.get(layer.name, volume(boxes[0])) / prod(layer.output_shape) / layout.inner
+            for boxes in (placed[layer.name].partial, placed[layer.name].made_back)
         )
         there *= 1 + (layer.name in in_turns)  # once more in backward
         passes_back = 1 if layer.inputs == (INPUT,) else 2
@@ -72,14 +72,19 @@ def _made_in_turns(model: ModelSpec, plan: Plan, placement: Placement) -> dict[s
 
 
 def _most_fetched(placement: Placement, layer: LayerSpec, ranks: int) -> int:
-    """Return the elements that a rank needs of the layer's inputs and has neither computed nor owned."""
+    """Return the elements that a rank needs of the layer's inputs, or of partial sums, and has not computed itself."""
     moved = [
         placement.movement(layer.name, source)
         for source, moves in zip(layer.inputs, placement.layers[layer.name].moved, strict=True)
         if moves
     ]
     looked_at = {0, ranks // 2, ranks - 1}
-    return max(sum(volume(way.target[rank]) - volume(way.kept(rank)) for way in moved) for rank in looked_at)
+    sums = placement.summing(layer.name)
+    return max(
+        sum(volume(way.target[rank]) - volume(way.kept(rank)) for way in moved)
+        + (sums.num_elements_sent(rank) if sums else 0)  # on the way back it receives as many
+        for rank in looked_at
+    )
 
 
 def kind_of(layer: LayerSpec) -> str:

@@ -18,7 +18,7 @@ from hpcnn.spec import BatchNormSpec, LayerSpec, ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWork:
-    """What one layer costs in one step: seconds of its passes, what it fetches, what its batch norm sums."""
+    """What one layer costs in one step: seconds of its passes, what it fetches, what it sums."""
 
     name: str
     passes: Passes
@@ -29,7 +29,7 @@ class LayerWork:
     inside: float = 0.0
     """Which part of forward does not wait for what is fetched, on the rank with least."""
     sums: tuple[Journey, Journey] = (NOWHERE, NOWHERE)
-    """Sums over ranks inside forward and backward."""
+    """Inside forward and backward: of a batch norm's statistics, or partial sums and the errors of these."""
     saved_bytes: int = 0
     """Of outputs that live until backward, on the rank with most."""
     turn_bytes: int = 0
@@ -69,7 +69,7 @@ def _in_turns(
 def work_of(layer: LayerSpec, placement: Placement, site: Site, cut: int = 1) -> LayerWork:
     """Return what one layer of a placement costs."""
     placed, looked_at = placement.layers[layer.name], site.looked_at()
-    every = [site.clock.passes(layer, extent(placed.computed[rank]), extent(placed.needed[rank])) for rank in looked_at]
+    every = [site.clock.passes(layer, extent(placed.partial[rank]), extent(placed.needed[rank])) for rank in looked_at]
     if placed.returned != placed.computed:
         every = [
             site.clock.passes(layer, extent(placed.returned[rank]), extent(placed.reached[rank]))._replace(
@@ -85,15 +85,19 @@ def work_of(layer: LayerSpec, placement: Placement, site: Site, cut: int = 1) ->
             if moves:
                 same = placed.reached == placed.needed
                 there = there.and_then(way[0] if same else site.moved(placement.movement(layer.name, source))[0])
-    if placed.moved == (True,):
+    partial = placement.summing(layer.name)
+    if placed.moved == (True,) and partial is None:
         owned = placement.layers[layer.inputs[0]].owned
         inside = min(early(layer, placed.computed[rank], owned[rank]) for rank in looked_at)
     sums: tuple[Journey, Journey] = (NOWHERE, NOWHERE)
+    if partial is not None:
+        errors, added = site.moved(partial)
+        sums = added, errors
     if isinstance(layer, BatchNormSpec) and site.sync_batchnorm and site.ranks > 1:
-        channels = layer.input_shape[-1]
+        channels, nodes = -(-layer.input_shape[-1] // cut), site.nodes[::cut]
         sums = (
-            site.summed(1 + 2 * channels, site.nodes, 8, "butterfly"),
-            site.summed(2 * channels, site.nodes, 8, "butterfly"),
+            site.summed(1 + 2 * channels, nodes, 8, "butterfly"),
+            site.summed(2 * channels, nodes, 8, "butterfly"),
         )
     return LayerWork(
         name=layer.name,

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from hpcnn.arrays import Shape
 from hpcnn.errors import PlanError
-from hpcnn.geometry import Block, blocks
+from hpcnn.geometry import Block, blocks, split
 
 Box: TypeAlias = tuple[Block, ...]
 """A block of indices for each axis, samples first."""
@@ -62,23 +62,28 @@ def within(box: Box, outer: Box) -> tuple[slice, ...]:
 class Layout:
     """A process grid: into how many parts the samples, rows, columns and channels of an output are cut.
 
-    Ranks are numbered along the grid with the channel's part changing fastest, then columns, rows and samples. Ranks
-    beyond the grid own nothing. Weights are cut along `channel` and replicated over everything else.
+    Ranks are numbered along the grid with the last axis changing fastest: `inner`, then channels, columns, rows and
+    samples. Ranks beyond the grid own nothing. Weights are cut along `channel` and `inner` and replicated over
+    everything else.
+
+    `inner` cuts the channels of the *inputs* of a layer that sums over them. The ranks of a cell, those that differ in
+    nothing else, make partial sums of the same box, and each owns a piece of its channels, where they are added up.
     """
 
     sample: int = 1
     height: int = 1
     width: int = 1
     channel: int = 1
+    inner: int = 1
 
     def __post_init__(self) -> None:
         if min(self.grid) < 1:
             raise PlanError(f"layout: each number of parts (={self.grid}) must be at least 1.")
 
     @property
-    def grid(self) -> tuple[int, int, int, int]:
-        """Parts along samples, rows, columns and channels."""
-        return self.sample, self.height, self.width, self.channel
+    def grid(self) -> tuple[int, int, int, int, int]:
+        """Parts along samples, rows, columns, channels and the inputs' channels."""
+        return self.sample, self.height, self.width, self.channel, self.inner
 
     @property
     def ranks(self) -> int:
@@ -86,19 +91,39 @@ class Layout:
         return prod(self.grid)
 
     @property
+    def cut(self) -> int:
+        """Into how many parts a layer's weights are cut."""
+        return self.channel * self.inner
+
+    @property
     def name(self) -> str:
         """The word for this layout in plans and tables."""
         names = [("data", self.sample), ("spatial", self.height * self.width), ("filter", self.channel)]
+        names += [("row", self.inner)]
         return "+".join(name for name, parts in names if parts > 1) or "data"
 
-    def place(self, rank: int) -> tuple[int, int, int, int]:
+    def place(self, rank: int) -> tuple[int, int, int, int, int]:
         """Return the part of each axis that `rank` has."""
         if not 0 <= rank < self.ranks:
             raise PlanError(f"layout: rank (={rank}) must be below the number of ranks in the grid (={self.ranks}).")
+        rank, inner = divmod(rank, self.inner)
         rank, channel = divmod(rank, self.channel)
         rank, column = divmod(rank, self.width)
         sample, row = divmod(rank, self.height)
-        return sample, row, column, channel
+        return sample, row, column, channel, inner
+
+    def output_channels(self, rank: int, count: int, *, owned: bool = True) -> Block:
+        """Return which of `count` output channels `rank` owns, or, if not `owned`, makes at least partial sums of."""
+        if self.cut == 1:
+            return Block(0, count)
+        *_, channel, inner = self.place(rank)
+        made = split(count, self.channel, channel)
+        piece = split(made.size, self.inner, inner)
+        return Block(made.start + piece.start, made.start + piece.stop) if owned else made
+
+    def input_channels(self, rank: int, count: int) -> Block:
+        """Return which of `count` input channels `rank` sums over."""
+        return Block(0, count) if self.inner == 1 else split(count, self.inner, self.place(rank)[4])
 
     def boxes(
         self,
@@ -107,6 +132,8 @@ class Layout:
         shape: Shape,
         rows: Sequence[Block] | None = None,
         columns: Sequence[Block] | None = None,
+        *,
+        owned: bool = True,
     ) -> tuple[Box, ...]:
         """Return what each of `ranks` ranks owns of a tensor (num_samples, *shape).
 
@@ -116,6 +143,8 @@ class Layout:
             Of one sample.
         rows, columns : sequence of Block, optional
             The parts of H and W; left out, they are as equal as can be.
+        owned : bool
+            False: what it makes at least partial sums of instead.
 
         Raises
         ------
@@ -125,7 +154,8 @@ class Layout:
         if self.ranks > ranks:
             raise PlanError(f"layout: its grid {self.grid} needs {self.ranks} ranks, and there are {ranks}.")
         samples = blocks(num_samples, self.sample)
-        channels = blocks(shape[-1], self.channel)
+        channels = [self.output_channels(rank, shape[-1], owned=owned) for rank in range(self.ranks)]
+        places = [self.place(rank) for rank in range(self.ranks)]
         nothing = (Block(0, 0),) * (1 + len(shape))
         if len(shape) == 1:
             if self.height * self.width > 1:
@@ -133,10 +163,9 @@ class Layout:
                     f"layout: height (={self.height}) and width (={self.width}) cannot cut {shape[0]} features, which"
                     " have no rows and columns; both must be 1 there."
                 )
-            own: list[Box] = [(samples[n], channels[c]) for n, _, _, c in map(self.place, range(self.ranks))]
+            own: list[Box] = [(samples[n], own) for (n, *_), own in zip(places, channels, strict=True)]
         else:
             rows = blocks(shape[0], self.height) if rows is None else rows
             columns = blocks(shape[1], self.width) if columns is None else columns
-            places = map(self.place, range(self.ranks))
-            own = [(samples[n], rows[h], columns[w], channels[c]) for n, h, w, c in places]
+            own = [(samples[n], rows[h], columns[w], own) for (n, h, w, *_), own in zip(places, channels, strict=True)]
         return (*(box if volume(box) else nothing for box in own), *[nothing] * (ranks - self.ranks))

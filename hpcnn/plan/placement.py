@@ -13,14 +13,14 @@ the same, and the layers below go back through less than they computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 
 from hpcnn.arrays import Padding, Pair
 from hpcnn.errors import PlanError
-from hpcnn.geometry import NO_PADDING, Block, blocks
+from hpcnn.geometry import NO_PADDING, Block
 from hpcnn.plan.layout import Box, Layout, contains, hull, volume
 from hpcnn.plan.movement import Movement
+from hpcnn.plan.tiles import tile_cuts
 from hpcnn.spec import (
     INPUT,
     BatchNormSpec,
@@ -31,7 +31,6 @@ from hpcnn.spec import (
     LayerSpec,
     LinearSpec,
     ModelSpec,
-    Part,
     PoolSpec,
     ShortcutSpec,
 )
@@ -46,7 +45,9 @@ class Placed:
     owned : tuple of Box
         Of the output; together they cover it once.
     computed : tuple of Box
-        Of the output: what the rank makes.
+        Of the output: what the rank has in the end.
+    partial : tuple of Box
+        Of the output: what it makes, which is the same, or partial sums, over its input channels, of more.
     needed : tuple of Box
         Of each input: what it reads.
     moved : tuple of bool
@@ -61,11 +62,17 @@ class Placed:
 
     owned: tuple[Box, ...]
     computed: tuple[Box, ...]
+    partial: tuple[Box, ...]
     needed: tuple[Box, ...]
     moved: tuple[bool, ...]
     returned: tuple[Box, ...]
     reached: tuple[Box, ...]
     settled: tuple[bool, ...]
+
+    @property
+    def made_back(self) -> tuple[Box, ...]:
+        """Of the output: what backward makes gradients from; of partial sums, the errors of all."""
+        return self.returned if self.partial == self.computed else self.partial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +103,11 @@ class Placement:
     def way_back(self, layer: str, source: str) -> Movement:
         """Return the movement whose adjoint brings `layer`'s gradients of `source` to the owners."""
         return Movement(self.layers[source].owned, self.layers[layer].reached)
+
+    def summing(self, layer: str) -> Movement | None:
+        """Return the movement whose way back adds partial sums up at their owners; None where sums are whole."""
+        placed = self.layers[layer]
+        return None if placed.partial == placed.computed else Movement(placed.owned, placed.partial)
 
 
 def place(
@@ -132,54 +144,48 @@ def place(
             f"plan: '{name}' is to settle what it computes of its neighbours' input, and is not fused to that input."
             " Set fused = true, or settle = false."
         )
-    cuts = _cuts(model, layouts)
+    cuts = tile_cuts(model, layouts)
     owned = {
         layer.name: layouts[layer.name].boxes(ranks, num_samples, layer.output_shape, *cuts.get(layer.name, ()))
         for layer in model.layers
     }
     readers: dict[str, list[str]] = {}
     computed: dict[str, tuple[Box, ...]] = {}
+    partial: dict[str, tuple[Box, ...]] = {}
     needed: dict[str, tuple[Box, ...]] = {}
     for layer in reversed(model.layers):
         name = layer.name
         wanted = [owned[name], *(needed[reader] for reader in readers.get(name, ()) if reader in fused)]
-        computed[name] = tuple(map(hull, zip(*wanted, strict=True)))
-        if isinstance(layer, BatchNormSpec) and computed[name] != owned[name]:
-            raise PlanError(
-                f"plan: '{name}' is a batch norm, whose statistics take every position once; the layers that read it"
-                " cannot be fused to it where they overlap. Set fused = false for them."
-            )
-        if any(more[-1] != own[-1] for more, own in zip(computed[name], owned[name], strict=True) if volume(own)):
-            raise PlanError(
-                f"plan: '{name}' is cut along channels, and a layer that is fused to it reads more of them than a rank"
-                " has filters for. Set fused = false for the layers that read it."
-            )
-        needed[name] = tuple(needs(layer, box) for box in computed[name])
+        computed[name] = _hulls(layer, layouts[name], *wanted)
+        _check_computed(layer, layouts[name], owned[name], computed[name])
+        partial[name] = computed[name]
+        if layouts[name].inner > 1:
+            shape = layer.output_shape
+            partial[name] = layouts[name].boxes(ranks, num_samples, shape, *cuts.get(name, ()), owned=False)
+        needed[name] = tuple(
+            needs(layer, box, layouts[name].input_channels(rank, layer.input_shape[-1]))
+            for rank, box in enumerate(partial[name])
+        )
         for source in layer.inputs:
             readers.setdefault(source, []).append(name)
 
-    for layer in model.layers:
-        for source in layer.inputs if layer.name in fused else ():
-            below, above = layouts.get(source), layouts[layer.name]
-            if below is not None and (below.sample, below.ranks) != (above.sample, above.ranks):
-                # Whoever has no sample of a small batch would compute another tile than of a large one.
-                raise PlanError(
-                    f"plan: '{layer.name}' is fused to '{source}', and their grids {above.grid} and {below.grid} cut"
-                    " samples differently. Set fused = false, or cut samples alike on as many ranks."
-                )
+    _check_fused(model, layouts, fused)
 
-    placed = _place_back(model, owned, computed, needed, settled)
+    placed = _place_back(model, layouts, owned, computed, partial, needed, settled)
     last = model.layers[-1]
     loss = Layout(sample=ranks).boxes(ranks, num_samples, last.output_shape)
     loss_moved = not all(map(contains, computed[last.name], loss))
     images = tuple(map(hull, zip(*(needed[reader] for reader in readers[INPUT]), strict=True)))
+    images = tuple((*box[:-1], Block(0, model.input_shape[-1])) if volume(box) else box for box in images)
     return Placement(layers=placed, images=images, loss=loss, loss_moved=loss_moved)
 
 
 def _place_back(
     model: ModelSpec,
+    layouts: Mapping[str, Layout],
     owned: Mapping[str, tuple[Box, ...]],
     computed: Mapping[str, tuple[Box, ...]],
+    partial: Mapping[str, tuple[Box, ...]],
     needed: Mapping[str, tuple[Box, ...]],
     settled: frozenset[str],
 ) -> dict[str, Placed]:
@@ -188,8 +194,8 @@ def _place_back(
     here: dict[str, list[tuple[Box, ...]]] = {}  # of each value, what its readers leave of its gradient where it is
     for layer in reversed(model.layers):
         name = layer.name
-        returned = tuple(map(hull, zip(owned[name], *here.get(name, ()), strict=True)))
-        reached = tuple(needs(layer, box) for box in returned)
+        returned = _hulls(layer, layouts[name], owned[name], *here.get(name, ()))
+        reached = needed[name] if layouts[name].inner > 1 else tuple(needs(layer, box) for box in returned)
         moved, settles = [], []
         for source in layer.inputs:
             known = source != INPUT
@@ -200,6 +206,7 @@ def _place_back(
         placed[name] = Placed(
             owned=owned[name],
             computed=computed[name],
+            partial=partial[name],
             needed=needed[name],
             moved=tuple(moved),
             returned=returned,
@@ -209,15 +216,21 @@ def _place_back(
     return dict(reversed(placed.items()))
 
 
-def needs(layer: LayerSpec, box: Box) -> Box:
-    """Return what a layer reads of each input to make `box` of its output."""
+def needs(layer: LayerSpec, box: Box, channels: Block | None = None) -> Box:
+    """Return what a layer reads of each input to make `box` of its output.
+
+    Parameters
+    ----------
+    channels : Block, optional
+        Input channels over which partial sums are made; left out, all.
+    """
     shape = layer.input_shape
     if not volume(box):
         return (Block(0, 0),) * (1 + len(shape))
     everything = tuple(Block(0, size) for size in shape)
     match layer:
         case ConvSpec():
-            return box[0], *_window(layer, box)[0], everything[2]
+            return box[0], *_window(layer, box)[0], channels or everything[2]
         case PoolSpec():
             return box[0], *_window(layer, box)[0], box[3]
         case ShortcutSpec():
@@ -231,7 +244,9 @@ def needs(layer: LayerSpec, box: Box) -> Box:
             return box[0], rows, columns, channels
         case GlobalAveragePoolSpec():
             return box[0], everything[0], everything[1], box[1]
-        case FlattenSpec() | LinearSpec():
+        case LinearSpec():
+            return box[0], channels or everything[0]
+        case FlattenSpec():
             return (box[0], *everything)
     return box
 
@@ -275,7 +290,7 @@ def may_miss(layer: ConvSpec | PoolSpec) -> bool:
 
 def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
     """Raise PlanError unless `layer` is known to be right under `layout` on so many ranks."""
-    tiles, channel = layout.height * layout.width, layout.channel
+    tiles, channel, inner = layout.height * layout.width, layout.channel, layout.inner
 
     def refuse(what: str, fix: str) -> PlanError:
         return PlanError(f"plan: layer '{layer.name}' {what}. {fix}")
@@ -288,7 +303,7 @@ def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
         raise refuse(
             f"has {layer.output_shape[0]} features without rows and columns to cut", "Set height and width to 1."
         )
-    if channel > 1 and layout.ranks != ranks:
+    if layout.cut > 1 and layout.ranks != ranks:
         raise refuse(
             f"is cut along channels, and its grid of {layout.ranks} ranks leaves out some of {ranks}",
             "Make the product of its parts the number of ranks.",
@@ -297,10 +312,17 @@ def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
         raise refuse(
             f"has {layer.output_shape[-1]} channels, too few for channel (={channel}) parts", "Cut it less often."
         )
+    if inner > 1 and not isinstance(layer, ConvSpec | LinearSpec):
+        raise refuse(f"does not sum over input channels, so inner (={inner}) has nothing to cut", "Set inner to 1.")
+    if inner > layer.input_shape[-1]:
+        raise refuse(
+            f"has {layer.input_shape[-1]} input channels, too few for inner (={inner}) parts", "Cut it less often."
+        )
     match layer:
-        case ConvSpec() if channel > 1 and layer.groups > 1:
+        case ConvSpec() if layout.cut > 1 and layer.groups > 1:
             raise refuse(
-                f"has filters in {layer.groups} groups, which this version does not split", "Set channel to 1."
+                f"has filters in {layer.groups} groups, which this version does not split",
+                "Set channel and inner to 1.",
             )
         case BatchNormSpec() if channel > 1 or layout.ranks != ranks:
             raise refuse(
@@ -318,61 +340,45 @@ def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
         )
 
 
-def _cuts(model: ModelSpec, layouts: Mapping[str, Layout]) -> dict[str, tuple[tuple[Block, ...], tuple[Block, ...]]]:
-    """Return the parts of rows and columns of layers that are cut into tiles.
+def _hulls(layer: LayerSpec, layout: Layout, *boxes: tuple[Box, ...]) -> tuple[Box, ...]:
+    """Return each rank's smallest box around all of its `boxes`, with the channels that it has filters for.
 
-    The tiles of a layer lie under those of the first layer that reads it, if that has the same grid: windows whose
-    stride is their size then need nothing from a neighbour. Otherwise they are as equal as can be.
+    It makes all of these or none, also where it owns nothing, and what is fused to the layer reads some of them.
     """
-    first_reader: dict[str, LayerSpec] = {}
+    found = []
+    for rank, box in enumerate(map(hull, zip(*boxes, strict=True))):
+        channels = layout.output_channels(rank, layer.output_shape[-1])
+        found.append((*box[:-1], *hull([box[-1:], (channels,)])) if volume(box) else box)
+    return tuple(found)
+
+
+def _check_computed(layer: LayerSpec, layout: Layout, owned: Sequence[Box], computed: Sequence[Box]) -> None:
+    """Raise PlanError if what is computed for fused layers is more than is right."""
+    if isinstance(layer, BatchNormSpec) and computed != owned:
+        raise PlanError(
+            f"plan: '{layer.name}' is a batch norm, whose statistics take every position once; the layers that read it"
+            " cannot be fused to it where they overlap. Set fused = false for them."
+        )
+    if any(more[-1] != own[-1] for more, own in zip(computed, owned, strict=True) if volume(own)):
+        raise PlanError(
+            f"plan: '{layer.name}' is cut along channels, and a layer that is fused to it reads more of them than a"
+            " rank has filters for. Set fused = false for the layers that read it."
+        )
+    if layout.inner > 1 and computed != owned:
+        raise PlanError(
+            f"plan: '{layer.name}' has partial sums, which are completed at the owners of their boxes only; the layers"
+            " that read more cannot be fused to it. Set fused = false for them."
+        )
+
+
+def _check_fused(model: ModelSpec, layouts: Mapping[str, Layout], fused: frozenset[str]) -> None:
+    """Raise PlanError if a layer is fused to one that cuts samples in another way."""
     for layer in model.layers:
-        for source in layer.inputs:
-            first_reader.setdefault(source, layer)
-    cuts: dict[str, tuple[tuple[Block, ...], tuple[Block, ...]]] = {}
-    for layer in reversed(model.layers):
-        layout, shape = layouts[layer.name], layer.output_shape
-        if layout.height * layout.width == 1:
-            continue
-        reader = first_reader.get(layer.name)
-        if reader is not None and reader.name in cuts and _same_tiles(layout, layouts[reader.name]):
-            rows, columns = cuts[reader.name]
-            down, across = getattr(reader, "stride", (1, 1))
-            cuts[layer.name] = _under(rows, down, shape[0]), _under(columns, across, shape[1])
-        else:
-            cuts[layer.name] = blocks(shape[0], layout.height), blocks(shape[1], layout.width)
-    return cuts
-
-
-def _under(parts: Sequence[Block], step: int, size: int) -> tuple[Block, ...]:
-    """Return the parts of an axis of `size` whose windows, `step` apart, begin in each of `parts`."""
-    bounds = [0, *(min(part.stop * step, size) for part in parts[:-1]), size]
-    return tuple(Block(start, stop) for start, stop in pairwise(bounds))
-
-
-def _same_tiles(first: Layout, second: Layout) -> bool:
-    return (first.height, first.width) == (second.height, second.width)
-
-
-def part(layer: LayerSpec, layout: Layout, box: Box, rank: int) -> Part:
-    """Return what of a layer `rank` has, to compute `box` of the output of batches of any size.
-
-    Parameters
-    ----------
-    box : Box
-        What it computes; rows and columns matter, and where there are none the layer is never run.
-    """
-    last = layer.output_shape[-1]
-    own = blocks(last, layout.channel)[layout.place(rank)[3]] if layout.channel > 1 else Block(0, last)
-    match layer:
-        case ConvSpec():
-            local: LayerSpec = replace(layer, out_channels=own.size, padding=padding(layer, box))
-        case PoolSpec():
-            local = replace(layer, padding=padding(layer, box))
-        case LinearSpec():
-            local = replace(layer, out_features=own.size)
-        case ShortcutSpec() if volume(box):
-            read = needs(layer, box)
-            local = replace(layer, input_shape=(*layer.input_shape[:2], read[3].size), out_channels=own.size)
-        case _:
-            local = layer
-    return Part(local, own)
+        for source in layer.inputs if layer.name in fused else ():
+            below, above = layouts.get(source), layouts[layer.name]
+            if below is not None and (below.sample, below.ranks) != (above.sample, above.ranks):
+                # Whoever has no sample of a small batch would compute another tile than of a large one.
+                raise PlanError(
+                    f"plan: '{layer.name}' is fused to '{source}', and their grids {above.grid} and {below.grid} cut"
+                    " samples differently. Set fused = false, or cut samples alike on as many ranks."
+                )

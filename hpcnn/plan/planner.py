@@ -14,6 +14,7 @@ from hpcnn.errors import PlanError
 from hpcnn.plan import placement
 from hpcnn.plan import turns as groups_in_turns
 from hpcnn.plan.layout import Layout
+from hpcnn.plan.parts import part
 from hpcnn.plan.placement import Placement
 from hpcnn.plan.turns import GroupSpec
 from hpcnn.spec import (
@@ -27,7 +28,7 @@ from hpcnn.spec import (
     Part,
 )
 
-AXES = ("sample", "height", "width", "channel")
+AXES = ("sample", "height", "width", "channel", "inner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +54,13 @@ class Plan:
     @property
     def cut(self) -> dict[str, int]:
         """Into how many parts each layer's parameters are cut; their replicas lie that many ranks apart."""
-        return {name: layout.channel for name, layout in self.layouts}
+        return {name: layout.cut for name, layout in self.layouts}
 
     def parts(self, model: ModelSpec, rank: int) -> list[Part]:
         """Return what `rank` has of every layer."""
         placed = self.place(model, self.ranks).layers  # enough samples that nobody goes without
         layouts = dict(self.layouts)
-        return [
-            placement.part(layer, layouts[layer.name], placed[layer.name].computed[rank], rank)
-            for layer in model.layers
-        ]
+        return [part(layer, layouts[layer.name], placed[layer.name].partial[rank], rank) for layer in model.layers]
 
     def groups(self, model: ModelSpec) -> tuple[GroupSpec, ...]:
         """Return the groups of layers that are computed in turns; PlanError if one cannot be."""
@@ -93,6 +91,8 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
     preset : str
         "data": every layer keeps all its weights on every rank and computes the rank's share of the batch.
         "hybrid": so do convolutions; fully connected layers are cut by output features and see the whole batch.
+        "hybrid-rows": as "hybrid", but a fully connected layer whose input lies cut by features already sums over them
+        as they lie, and fetches none, unless it has more outputs than inputs.
         "model": all layers with filters or output features are cut along them, and see the whole batch.
         "spatial": images and feature maps are cut into tiles, what has no rows and columns by samples.
         "tiled-groups": as "spatial", but ranks compute the borders of their tiles themselves, from one pooling layer to
@@ -111,7 +111,7 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
     if preset not in PRESETS:
         known = ", ".join(f"'{name}'" for name in PRESETS)
         raise PlanError(f"plan: preset (={preset!r}) is unknown; this version has {known}.")
-    if preset in ("data", "hybrid") and global_batch < ranks:
+    if preset in ("data", "hybrid", "hybrid-rows") and global_batch < ranks:
         raise PlanError(
             f"plan: train.global_batch (={global_batch}) is smaller than the number of ranks (={ranks});"
             f" each rank needs at least one sample. Use at most {global_batch} ranks or a larger batch."
@@ -176,6 +176,17 @@ def _hybrid(model: ModelSpec, ranks: int) -> list[Layout]:
     return _data(model, ranks)[:first] + [_by_channel(layer, ranks) for layer in model.layers[first:]]
 
 
+def _hybrid_rows(model: ModelSpec, ranks: int) -> list[Layout]:
+    """Return "hybrid", with partial sums over features where these are cut as they are to be read."""
+    layouts: dict[str, Layout] = {}
+    for layer, layout in zip(model.layers, _hybrid(model, ranks), strict=True):
+        by_feature = all(source in layouts and layouts[source].cut > 1 for source in layer.inputs)
+        narrows = layer.output_shape[-1] <= layer.input_shape[-1]  # more sums would travel than features
+        rows = isinstance(layer, LinearSpec) and by_feature and narrows and layer.input_shape[-1] >= ranks
+        layouts[layer.name] = Layout(inner=ranks) if rows else layout
+    return list(layouts.values())
+
+
 def _model(model: ModelSpec, ranks: int) -> list[Layout]:
     return [_by_channel(layer, ranks) for layer in model.layers]
 
@@ -204,6 +215,7 @@ def _by_tile(layer: LayerSpec, ranks: int) -> Layout:
 PRESETS: dict[str, Callable[[ModelSpec, int], list[Layout]]] = {
     "data": _data,
     "hybrid": _hybrid,
+    "hybrid-rows": _hybrid_rows,
     "model": _model,
     "spatial": _spatial,
     "tiled-groups": _spatial,
@@ -237,7 +249,7 @@ def to_toml(plan: Plan) -> str:
 def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
     """Return the plan in a TOML text, checked against the model and batch it is to serve.
 
-    Of a layer, `sample`, `height`, `width` and `channel` count (1 where they are left out), `fused`, `settle`,
+    Of a layer, `sample`, `height`, `width`, `channel` and `inner` count (1 where they are left out), `fused`, `settle`,
     `exchange` and `turns`; the word `layout` is for people. `turns = [rows, columns]` stands at the last layer of a
     group that every rank computes tile after tile, to hold the feature maps of one tile at a time. To the group belong
     this layer, what it reads if it is fused, what that reads if that is fused, and so on: `fused = true` joins a layer

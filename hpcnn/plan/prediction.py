@@ -248,10 +248,13 @@ class _Player:
         moved_first = bool(work.back.seconds)
         carrier = self._of.get(name)
         joint = isinstance(layer, BatchNormSpec)
+        if not joint:
+            self._wait(name, [wire.start(work.sums[1], URGENT)])
         if not moved_first:
             self._weight(name, passes, carrier)
         if wants_input or joint:
-            self._wait(name, [wire.start(work.sums[1], URGENT)])
+            if joint:
+                self._wait(name, [wire.start(work.sums[1], URGENT)])
             self._compute(name, passes.input)
             if wants_input:
                 job = wire.start(work.back, URGENT)

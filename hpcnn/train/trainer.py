@@ -171,27 +171,27 @@ class Trainer:
     def _restore(self, loaded: checkpoints.Checkpoint | None, *, parameters_only: bool) -> None:
         """Put a checkpoint that rank 0 read into every rank (collective)."""
         model = self.parts.model
-        parameters, state = self.whole.room({} if parameters_only else self.optimizer.state)
+        room = self.whole.room({}, {}) if parameters_only else self.whole.room(self.optimizer.state, model.statistics)
         with self.world.agreeing():
             if loaded is not None:
                 checkpoints.restore_into(
                     loaded,
                     model=model.spec.name,
-                    parameters=parameters,
-                    statistics=None if parameters_only else model.statistics,
-                    optimizer=None if parameters_only else state,
+                    parameters=room.parameters,
+                    statistics=None if parameters_only else room.statistics,
+                    optimizer=None if parameters_only else room.state,
                 )
         mine = (False, 0, 0.0) if loaded is None else (True, loaded.step, loaded.best_accuracy)
         found, step, best = self.world.broadcast_obj(mine)
         if not found:
             return
-        arrays = [parameters.values]
+        arrays = [room.parameters.values]
         if not parameters_only:
-            arrays += [*model.statistics.values(), *state.values()]
+            arrays += [*room.statistics.values(), *room.state.values()]
             self.step, self.best_accuracy = step, best
         for array in arrays:
             self.world.broadcast(array)
-        self.whole.take(parameters, state, self.optimizer.state)
+        self.whole.take(room, self.optimizer.state)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -349,16 +349,18 @@ class Trainer:
             self.program.exchange.collect(slot)
         tensors = self.whole.tensors(model.parameters.values)
         slots = {slot: self.whole.tensors(flat) for slot, flat in self.optimizer.state.items()}
+        statistics = self.whole.statistics()
         with self.world.agreeing():
             if self._store is not None:
-                self._store.save(self._snapshot(tensors, slots), best=best, final=final)
+                self._store.save(self._snapshot(tensors, slots, statistics), best=best, final=final)
 
-    def _snapshot(self, tensors: dict[str, Array], slots: dict[str, dict[str, Array]]) -> checkpoints.Checkpoint:
-        model = self.parts.model
+    def _snapshot(
+        self, tensors: dict[str, Array], slots: dict[str, dict[str, Array]], statistics: dict[str, Array]
+    ) -> checkpoints.Checkpoint:
         return checkpoints.Checkpoint(
-            model=model.spec.name,
+            model=self.parts.model.spec.name,
             parameters=tensors,
-            statistics=model.statistics,
+            statistics=statistics,
             optimizer=slots,
             config=configuration.to_toml(self.config),
             step=self.step,

@@ -182,7 +182,7 @@ def legal_mix(spec: ModelSpec, seed: int, ranks: int) -> Plan:
     draw = np.random.default_rng([seed, ranks])
     layouts = {}
     for layer in spec.layers:
-        parts = itertools.product(range(1, ranks + 1), repeat=4)
+        parts = itertools.product(range(1, ranks + 1), repeat=5)
         grids = [grid for grid in parts if prod(grid) == ranks or (prod(grid) < ranks and draw.random() < 0.05)]
         for index in draw.permutation(len(grids)):
             layout = Layout(**dict(zip(AXES, grids[index], strict=True)))
@@ -249,11 +249,11 @@ def test_global_tensors_are_put_together_and_cut_again(preset):
         for parameter in expected.parameters.parameters:
             np.testing.assert_array_equal(parameter.value, tensors[parameter.name])
             np.testing.assert_array_equal(parameter.value + 0.5, slots[parameter.name])
-    room, room_state = whole.room(state)
+    room = whole.room(state, {})
     assert whole.is_cut == (preset != "data" and on.size > 1)
-    room.values[...] = -expected.parameters.values  # as if it had been read and broadcast
-    room_state["velocity"][...] = 2 * expected.parameters.values
-    whole.take(room, room_state, state)
+    room.parameters.values[...] = -expected.parameters.values  # as if it had been read and broadcast
+    room.state["velocity"][...] = 2 * expected.parameters.values
+    whole.take(room, state)
     spmd_assert(on.comm, np.array_equal(-kept, model.parameters.values))
     spmd_assert(on.comm, np.array_equal(2 * kept, state["velocity"]))
 

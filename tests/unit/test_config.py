@@ -31,7 +31,7 @@ from hpcnn.nn import models
         ),
         ("train.reproducible=true", "'train.reproducible' (=True): must be False"),
         ("device=cuda", "'device' (='cuda'): must be 'cpu'"),
-        ("plan.preset=hybird", "'plan.preset' (='hybird'): must be 'data' or 'hybrid' or 'model'"),
+        ("plan.preset=hybird", "'plan.preset' (='hybird'): must be 'data' or 'hybrid' or 'hybrid-rows'"),
         ("data.image_shape=[1,2]", "'data.image_shape' (=[1, 2]): expected `array` of length 3"),
         ("train=3", "'train' (=3) must be a section"),
         ("train.lr", "must read section.key=value"),

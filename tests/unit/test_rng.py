@@ -72,7 +72,7 @@ def test_the_largest_draw_is_still_below_one(monkeypatch):
 
 
 def test_counters_hold_the_sample_above_and_the_element_below():
-    counters = rng.sample_elements(np.array([0, 5, 2**32 - 1]), 3, first=10)
+    counters = rng.sample_elements(np.array([0, 5, 2**32 - 1]), np.arange(10, 13))
     assert counters.dtype == np.uint64
     expected = [[(sample << 32) | element for element in (10, 11, 12)] for sample in (0, 5, 2**32 - 1)]
     assert expected == counters.tolist()

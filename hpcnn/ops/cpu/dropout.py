@@ -10,7 +10,7 @@ from hpcnn.ops.cpu.blocks import row_blocks
 
 
 def dropout_forward(
-    x: np.ndarray, rate: float, stream: int, samples: np.ndarray, *, first: int = 0
+    x: np.ndarray, rate: float, stream: int, samples: np.ndarray, elements: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `hpcnn.ops.dropout_forward`."""
     y, mask = empty_like(x), empty(x.shape, bool)
@@ -19,7 +19,7 @@ def dropout_forward(
     for column in row_blocks(source.shape[1], 1):
         for row in row_blocks(len(x), column.stop - column.start):
             here = (row, column)
-            counters = rng.sample_elements(samples[row], column.stop - column.start, first + column.start)
+            counters = rng.sample_elements(samples[row], elements[column])
             np.greater_equal(rng.uniform(stream, counters), np.float32(rate), out=keep[here])
             np.multiply(source[here], scale, out=target[here])
             target[here] *= keep[here]

@@ -35,7 +35,7 @@ def test_parts_of_a_batch_get_the_masks_of_the_whole(implementation, random, cut
 def test_parts_of_the_elements_get_the_masks_of_the_whole(implementation, random):
     x, samples = random.standard_normal((5, 30)).astype(np.float32), np.arange(5)
     y, _ = ops.dropout_forward(x, 0.5, STREAM, samples)
-    parts = [ops.dropout_forward(x[:, a:b], 0.5, STREAM, samples, first=a)[0] for a, b in ((0, 11), (11, 30))]
+    parts = [ops.dropout_forward(x[:, a:b], 0.5, STREAM, samples, np.arange(a, b))[0] for a, b in ((0, 11), (11, 30))]
     np.testing.assert_array_equal(y, np.concatenate(parts, axis=1))
 
 
@@ -98,5 +98,7 @@ def test_what_does_not_fit_is_refused():
     x = np.ones((2, 3))
     with pytest.raises(ShapeError, match=r"samples of shape \(3,\) for x of shape \(2, 3\)"):
         ops.dropout_forward(x, 0.5, STREAM, np.arange(3))
+    with pytest.raises(ShapeError, match=r"elements of shape \(2,\) for x of shape \(2, 3\)"):
+        ops.dropout_forward(x, 0.5, STREAM, np.arange(2), np.arange(2))
     with pytest.raises(ShapeError, match=r"mask is float64 of shape \(2, 3\); it must be bool"):
         ops.dropout_backward(x, x, 0.5)

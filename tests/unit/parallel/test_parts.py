@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import itertools
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hpcnn.errors import HpcnnError
+from hpcnn.geometry import slices
 from hpcnn.nn.model import Model
-from hpcnn.plan.layout import Box, Layout, extent, volume
-from hpcnn.plan.placement import part, place
+from hpcnn.nn.partial import PartialSum
+from hpcnn.plan.layout import Layout, extent, volume, within
+from hpcnn.plan.parts import part
+from hpcnn.plan.placement import Placed, place
+from hpcnn.plan.planner import AXES
 from hpcnn.spec import (
     INPUT,
     ActivationSpec,
@@ -66,8 +71,8 @@ def random_case(seed: int) -> tuple[ModelSpec, Layout, int, int]:
     draw = np.random.default_rng(seed)
     while True:
         ranks, samples = int(draw.integers(1, 10)), int(draw.integers(1, 6))
-        grids = [grid for grid in itertools.product(range(1, ranks + 1), repeat=4) if prod(grid) == ranks]
-        n, h, w, c = grids[draw.integers(len(grids))]
+        grids = [grid for grid in itertools.product(range(1, ranks + 1), repeat=5) if prod(grid) == ranks]
+        layout = Layout(**dict(zip(AXES, grids[draw.integers(len(grids))], strict=True)))
         try:
             layer = random_layer(draw)
             if isinstance(layer, PoolSpec) and any(
@@ -75,14 +80,22 @@ def random_case(seed: int) -> tuple[ModelSpec, Layout, int, int]:
             ):
                 continue  # refused on one rank too
             model = ModelSpec(name="one", input_shape=layer.input_shape, num_classes=1, layers=(layer,))
-            place(model, {"x": Layout(sample=n, height=h, width=w, channel=c)}, frozenset(), ranks, samples)
+            place(model, {"x": layout}, frozenset(), ranks, samples)
         except HpcnnError:
             continue
-        return model, Layout(sample=n, height=h, width=w, channel=c), ranks, samples
+        return model, layout, ranks, samples
 
 
-def at(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(*block) for block in box)
+class Player:
+    """What one rank has of the layer, and of the batch."""
+
+    def __init__(self, model: ModelSpec, layout: Layout, placed: Placed, rank: int, samples: int) -> None:
+        self.owned, self.partial, self.needed = placed.owned[rank], placed.partial[rank], placed.needed[rank]
+        mine = part(model.layers[0], layout, self.partial, rank)
+        self.layer = Model(model, 1, np.float64, [mine]).layers[0]
+        self.tensors = {short: slices(box) for short, box in mine.tensors.items()}
+        self.context = context(samples, samples=np.arange(samples)[slice(*self.partial[0])])
+        self.kept: Any = None
 
 
 @pytest.mark.parametrize("seed", range(400))
@@ -104,24 +117,30 @@ def test_output_and_all_gradients_are_those_of_the_whole_layer(seed: int) -> Non
     placed = place(model, {"x": layout}, frozenset(), ranks, samples).layers["x"]
     found_y, found_dx = np.full_like(y, np.nan), np.zeros_like(x)
     grads = {name: np.zeros_like(p.grad) for name, p in whole.layers[0].parameters.items()}
-    for rank in range(ranks):
-        own, read = placed.computed[rank], placed.needed[rank]
-        if not volume(own):
-            continue
-        mine = part(layer, layout, own, rank)
-        local = Model(model, 1, np.float64, [mine])
-        channels = slice(*mine.channels)
-        for name, parameter in local.layers[0].parameters.items():
-            parameter.value[...] = whole.layers[0].parameters[name].value[channels]
-        here = context(samples, samples=np.arange(samples)[slice(*own[0])])
-        piece, kept = local.layers[0].forward((x[at(read)],), here)
-        assert piece.shape == extent(own)
-        found_y[at(own)] = piece
-        error = local.layers[0].error(np.ascontiguousarray(grad[at(own)]), kept, here)
-        local.layers[0].backward_weight(error, kept, here)
-        found_dx[at(read)] += local.layers[0].backward_input(error, kept, here)[0]
-        for name, parameter in local.layers[0].parameters.items():
-            grads[name][channels] += parameter.grad
+    players = [Player(model, layout, placed, rank, samples) for rank in range(ranks) if volume(placed.partial[rank])]
+    sums = {player.partial: np.zeros(extent(player.partial)) for player in players}
+    for player in players:
+        for name, parameter in player.layer.parameters.items():
+            parameter.value[...] = whole.layers[0].parameters[name].value[player.tensors[name]]
+        piece, player.kept = player.layer.forward((x[slices(player.needed)],), player.context)
+        assert piece.shape == extent(player.partial)
+        sums[player.partial] += piece
+    errors = {player.partial: np.zeros(extent(player.partial)) for player in players}
+    for player in players:
+        here = within(player.owned, player.partial)
+        piece = sums[player.partial][here]
+        if isinstance(player.layer, PartialSum):
+            piece, player.kept = player.layer.complete(np.array(piece), player.kept)
+        found_y[slices(player.owned)] = piece
+        back = np.ascontiguousarray(grad[slices(player.owned)])
+        errors[player.partial][here] += player.layer.error(back, player.kept, player.context)
+    for player in players:
+        error = errors[player.partial]
+        player.layer.backward_weight(error, player.kept, player.context)
+        (back,) = player.layer.backward_input(error, player.kept, player.context)
+        found_dx[slices(player.needed)] += back
+        for name, parameter in player.layer.parameters.items():
+            grads[name][player.tensors[name]] += parameter.grad
     np.testing.assert_allclose(found_y, y, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(found_dx, dx, rtol=1e-10, atol=1e-10)
     for name, parameter in whole.layers[0].parameters.items():
@@ -132,4 +151,9 @@ def test_the_cases_are_of_all_kinds_and_of_up_to_nine_ranks() -> None:
     cases = [random_case(seed) for seed in range(400)]
     assert len({type(model.layers[0]) for model, _, _, _ in cases}) == 7
     assert {ranks for _, _, ranks, _ in cases} == set(range(1, 10))
-    assert {name for _, layout, _, _ in cases for name in layout.name.split("+")} == {"data", "spatial", "filter"}
+    assert {name for _, layout, _, _ in cases for name in layout.name.split("+")} == {
+        "data",
+        "spatial",
+        "filter",
+        "row",
+    }

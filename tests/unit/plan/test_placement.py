@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hpcnn.errors import PlanError
-from hpcnn.geometry import Block
+from hpcnn.geometry import Block, blocks, slices
 from hpcnn.nn import models
 from hpcnn.nn.models.yolo import yolo16
 from hpcnn.plan import placement
@@ -18,11 +18,11 @@ from hpcnn.plan.exchanges import bucket_loads, choose_buckets
 from hpcnn.plan.layout import Layout, contains, extent, hull, intersect, volume
 from hpcnn.plan.movement import Movement
 from hpcnn.plan.placement import check, place
-from hpcnn.plan.planner import make_plan
+from hpcnn.plan.planner import AXES, make_plan
 from hpcnn.spec import INPUT, ConvSpec, LayerSpec, PoolSpec
 
 GRIDS = [
-    (ranks, grid) for ranks in range(1, 10) for grid in itertools.product(range(1, 10), repeat=4) if prod(grid) == ranks
+    (ranks, grid) for ranks in range(1, 10) for grid in itertools.product(range(1, 10), repeat=5) if prod(grid) == ranks
 ]
 
 
@@ -32,11 +32,15 @@ def box(*bounds: tuple[int, int]) -> tuple[Block, ...]:
 
 @pytest.mark.parametrize("shape", [(7, 5, 3, 11), (2, 1, 9, 4)])
 def test_the_boxes_of_a_layout_cover_a_tensor_once(shape: tuple[int, int, int, int]) -> None:
-    for ranks, (n, h, w, c) in GRIDS:
-        counts = np.zeros(shape, int)
-        for own in Layout(sample=n, height=h, width=w, channel=c).boxes(ranks, shape[0], shape[1:]):
-            counts[tuple(slice(*block) for block in own)] += 1
-        np.testing.assert_array_equal(1, counts)
+    for ranks, grid in GRIDS:
+        layout = Layout(**dict(zip(AXES, grid, strict=True)))
+        owned, partial = (layout.boxes(ranks, shape[0], shape[1:], owned=whose) for whose in (True, False))
+        for boxes, times in ((owned, 1), (partial, layout.inner)):
+            counts = np.zeros(shape, int)
+            for own in boxes:
+                counts[slices(own)] += 1
+            np.testing.assert_array_equal(times, counts)
+        assert all(map(contains, partial, owned))
 
 
 def test_boxes_meet_and_are_surrounded() -> None:
@@ -191,6 +195,36 @@ def test_hybrid_sends_what_its_formulas_say(name: str, ranks: int) -> None:
             )
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_a_column_and_a_row_layer_exchange_one_sum(ranks: int) -> None:
+    model, samples = models.build("vgg16", (224, 224, 3), 1000), 16 * ranks
+    placed = make_plan(model, "hybrid-rows", ranks, samples).place(model, samples)
+    fc1, fc2, fc3 = (layer for layer in model.layers if layer.name.startswith("fc"))
+    between = model.layers[model.layers.index(fc1) + 1 :]
+    assert not any(moved for layer in between for moved in placed.layers[layer.name].moved)
+    assert placed.summing(fc1.name) is None
+    for layer in (fc2, fc3):
+        ends, sums = blocks(layer.output_shape[0], ranks), placed.summing(layer.name)
+        assert sums is not None
+        assert sums.gathered() == [samples * end.start for end in ends] + [samples * layer.output_shape[0]]
+        for rank in range(ranks):
+            # Forward it sends its parts of the others' sums; backward it is sent the others' errors, just as many.
+            received = sum(volume(parcel.box) for parcel in sums.receives(rank))
+            assert received == samples * (layer.output_shape[0] - ends[rank].size)
+            read = blocks(layer.input_shape[0], ranks)[rank]
+            assert placed.layers[layer.name].needed[rank] == ((0, samples), read)
+            assert placed.layers[layer.name].owned[rank] == ((0, samples), ends[rank])
+
+
+def test_a_rank_owns_a_piece_of_the_channels_that_its_cell_sums() -> None:
+    layout = Layout(channel=3, inner=3)
+    made = [layout.output_channels(rank, 11, owned=False) for rank in range(9)]
+    assert made == [(0, 4)] * 3 + [(4, 8)] * 3 + [(8, 11)] * 3
+    owned = [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8), (8, 9), (9, 10), (10, 11)]
+    assert [layout.output_channels(rank, 11) for rank in range(9)] == owned
+    assert [layout.input_channels(rank, 7) for rank in range(9)] == [(0, 3), (3, 5), (5, 7)] * 3
+
+
 def test_a_movement_names_what_nobody_owns() -> None:
     way = Movement((box((0, 2)), box((2, 4))), (box((0, 4)), box((1, 5))))
     assert [(1, box((2, 4)))] == way.receives(0)
@@ -217,6 +251,9 @@ def test_only_pieces_of_one_box_that_all_need_are_a_gather() -> None:
         ("lenet5", 8, "conv1", Layout(channel=8), "has 6 channels, too few"),
         ("lenet5", 2, "flatten_fc1", Layout(channel=2), "is a flatten"),
         ("resnet20", 2, "block1_1_norm1", Layout(channel=2), "is a batch norm"),
+        ("lenet5", 3, "fc1", Layout(inner=2), "is cut along channels.* leaves out some of 3"),
+        ("lenet5", 2, "conv1", Layout(inner=2), "has 1 input channels, too few for inner"),
+        ("lenet5", 2, "flatten_fc1", Layout(inner=2), "does not sum over input channels"),
     ],
 )
 def test_what_is_not_known_to_be_right_is_refused(
@@ -239,6 +276,26 @@ def test_batch_norms_and_cut_channels_are_not_fused_over_borders() -> None:
     reader = next(one.name for one in lenet.layers if "conv1" in one.inputs)
     with pytest.raises(PlanError, match="'conv1' is cut along channels"):
         place(lenet, cut, frozenset({reader}), 2, 4)
+
+
+def test_nothing_is_fused_to_partial_sums_that_reads_more_than_a_rank_owns() -> None:
+    vgg = models.build("vgg11-32", (32, 32, 3), 10)
+    below, layer = [one for one in vgg.layers if isinstance(one, ConvSpec)][2:4]
+    layouts = {one.name: Layout(sample=4) for one in vgg.layers} | {below.name: Layout(height=2, inner=2)}
+    assert layer.inputs == (below.name,)
+    layouts[layer.name] = Layout(height=2, inner=2)
+    place(vgg, layouts, frozenset(), 4, 4)
+    with pytest.raises(PlanError, match=f"'{below.name}' has partial sums.*Set fused = false"):
+        place(vgg, layouts, frozenset({layer.name}), 4, 4)
+
+
+def test_grouped_filters_are_not_cut() -> None:
+    layer = ConvSpec(
+        name="x", inputs=(INPUT,), input_shape=(5, 5, 4), out_channels=4, kernel_size=(3, 3), groups=2, bias=False
+    )
+    for layout in (Layout(channel=2), Layout(inner=2)):
+        with pytest.raises(PlanError, match="layer 'x' has filters in 2 groups"):
+            check(layer, layout, 2)
 
 
 def test_fused_layers_cut_samples_alike() -> None:

@@ -89,6 +89,16 @@ def test_what_a_layer_fetches_counts_the_busiest_rank() -> None:
     }
 
 
+def test_partial_sums_are_counted_with_what_a_layer_fetches() -> None:
+    alexnet = models.build("alexnet", (227, 227, 3), 1000)
+    found = {cost.name: cost for cost in costs.layer_costs(alexnet, planner.make_plan(alexnet, "hybrid-rows", 4, 128))}
+    fetched = {name: cost.moved_bytes for name, cost in found.items() if cost.moved_bytes}
+    assert fetched == {"fc1": 4 * 9216 * 96, "fc2": 4 * 128 * 3072, "fc3": 4 * 128 * 750}
+    assert [found[f"fc{i}"].layout for i in (1, 2, 3)] == ["filter", "row", "row"]
+    assert found["fc3"].num_parameters == 1000 * 1024 + 250
+    assert found["fc3"].flops == 3 * 128 * 2 * 1000 * 1024
+
+
 @pytest.mark.parametrize("preset", planner.PRESETS)
 def test_every_preset_is_saved_and_read_back(lenet: ModelSpec, preset: str) -> None:
     for ranks in (1, 2, 3, 4, 6):

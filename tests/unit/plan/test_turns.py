@@ -139,7 +139,9 @@ def test_windows_that_lie_off_the_image_are_refused(lenet: ModelSpec) -> None:
     wide = replace(conv1, padding=((2, 5), (2, 2)), input_shape=(25, 28, 1))
     spec = replace(lenet, input_shape=(25, 28, 1), layers=(wide, *others))
     plan = make_plan(spec, "data", 1, 6)
-    with pytest.raises(PlanError, match=r"'conv1' is padded by \(\(2, 5\), \(2, 2\)\), so far that whole windows lie off"):
+    with pytest.raises(
+        PlanError, match=r"'conv1' is padded by \(\(2, 5\), \(2, 2\)\), so far that whole windows lie off"
+    ):
         checked(replace(plan, fused=frozenset({"pool1"}), turns=(("pool1", (2, 2)),)), spec)
 
 
