@@ -215,7 +215,8 @@ class Program:
         if stop - start != len(context.samples):
             known = replace(known, samples=context.samples[start:stop])
         if cut > 1 and context.reduce_sum is not None:
-            known = replace(known, reduce_sum=partial(self.sum_over_ranks, cut=cut))
+            alone = cut == self.world.size
+            known = replace(known, reduce_sum=None if alone else partial(self.sum_over_ranks, cut=cut))
         return known
 
     def _forward(self, images: Array, context: StepContext, route: Route) -> tuple[Array, list[object]]:

@@ -6,7 +6,17 @@ from dataclasses import replace
 
 from hpcnn.plan.layout import Box, Layout, volume
 from hpcnn.plan.placement import needs, padding
-from hpcnn.spec import ConvSpec, LayerSpec, LinearSpec, Part, PartialSumSpec, PoolSpec, ShortcutSpec, whole
+from hpcnn.spec import (
+    BatchNormSpec,
+    ConvSpec,
+    LayerSpec,
+    LinearSpec,
+    Part,
+    PartialSumSpec,
+    PoolSpec,
+    ShortcutSpec,
+    whole,
+)
 
 
 def part(layer: LayerSpec, layout: Layout, box: Box, rank: int) -> Part:
@@ -32,6 +42,8 @@ def part(layer: LayerSpec, layout: Layout, box: Box, rank: int) -> Part:
         case ShortcutSpec() if volume(box):
             shape = (*layer.input_shape[:2], needs(layer, box)[3].size)
             local = replace(layer, input_shape=shape, out_channels=own.size)
+        case BatchNormSpec():
+            local = replace(layer, input_shape=(*layer.input_shape[:-1], own.size))
         case _:
             local = layer
     if layout.inner > 1 and isinstance(local, ConvSpec | LinearSpec):

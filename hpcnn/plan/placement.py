@@ -25,7 +25,6 @@ from hpcnn.spec import (
     INPUT,
     BatchNormSpec,
     ConvSpec,
-    DropoutSpec,
     FlattenSpec,
     GlobalAveragePoolSpec,
     LayerSpec,
@@ -324,15 +323,8 @@ def check(layer: LayerSpec, layout: Layout, ranks: int) -> None:
                 f"has filters in {layer.groups} groups, which this version does not split",
                 "Set channel and inner to 1.",
             )
-        case BatchNormSpec() if channel > 1 or layout.ranks != ranks:
-            raise refuse(
-                "is a batch norm, whose statistics this version takes over all ranks and whole channels",
-                "Cut samples, rows and columns only, on all ranks.",
-            )
         case FlattenSpec() if channel > 1:
             raise refuse("is a flatten, which keeps samples whole", "Cut samples only.")
-        case DropoutSpec() if len(layer.output_shape) > 1 and layout.ranks != layout.sample:
-            raise refuse("is a dropout of images, which keeps samples whole", "Cut samples only.")
     if tiles > 1 and isinstance(layer, ConvSpec | PoolSpec) and may_miss(layer):
         raise refuse(
             f"is padded by {layer.padding}, so far that whole windows lie off the image",

@@ -18,9 +18,7 @@ from hpcnn.plan.parts import part
 from hpcnn.plan.placement import Placement
 from hpcnn.plan.turns import GroupSpec
 from hpcnn.spec import (
-    BatchNormSpec,
     ConvSpec,
-    DropoutSpec,
     FlattenSpec,
     LayerSpec,
     LinearSpec,
@@ -105,8 +103,8 @@ def make_plan(model: ModelSpec, preset: str, ranks: int, global_batch: int) -> P
 
     References
     ----------
-    "hybrid": Jin, Qamar, Zheng, Ahmad, JIFS 35 (5), 2018. "tiled-groups": Rama, Threadgill, Gerstlauer,
-    arXiv:2409.09083.
+    "hybrid": Jin, Qamar, Zheng, Ahmad, JIFS 35 (5), 2018. "hybrid-rows": Shoeybi, Patwary, Puri, LeGresley, Casper,
+    Catanzaro, arXiv:1909.08053. "tiled-groups": Rama, Threadgill, Gerstlauer, arXiv:2409.09083.
     """
     if preset not in PRESETS:
         known = ", ".join(f"'{name}'" for name in PRESETS)
@@ -196,9 +194,8 @@ def _spatial(model: ModelSpec, ranks: int) -> list[Layout]:
 
 
 def _by_channel(layer: LayerSpec, ranks: int) -> Layout:
-    whole_samples = isinstance(layer, FlattenSpec) or (isinstance(layer, DropoutSpec) and len(layer.output_shape) > 1)
     grouped = isinstance(layer, ConvSpec) and layer.groups > 1
-    if isinstance(layer, BatchNormSpec) or whole_samples or grouped or layer.output_shape[-1] < ranks:
+    if isinstance(layer, FlattenSpec) or grouped or layer.output_shape[-1] < ranks:
         return Layout(sample=ranks)
     return Layout(channel=ranks)
 
@@ -207,7 +204,7 @@ def _by_tile(layer: LayerSpec, ranks: int) -> Layout:
     shape = layer.output_shape
     width = next(parts for parts in range(isqrt(ranks), 0, -1) if ranks % parts == 0)
     height = ranks // width
-    if len(shape) < 3 or shape[0] < height or shape[1] < width or isinstance(layer, DropoutSpec):
+    if len(shape) < 3 or shape[0] < height or shape[1] < width:
         return Layout(sample=ranks)
     return Layout(height=height, width=width)
 

@@ -36,23 +36,51 @@ from tests.checks import spmd_assert
 from tests.worlds import alone, world
 
 BATCH = 7
-SHAPES = {"lenet5": (28, 28, 1), "resnet20": (16, 16, 3), "vgg11-32": (32, 32, 3), "yolo16": (48, 32, 3)}
-SMALL = ("lenet5", "resnet20", "yolo16")  # VGG takes its time in double precision
+SHAPES = {
+    "lenet5": (28, 28, 1),
+    "resnet20": (16, 16, 3),
+    "vgg11-32": (32, 32, 3),
+    "yolo16": (48, 32, 3),
+    "kinds": (9, 7, 3),
+}
+SMALL = ("lenet5", "resnet20", "yolo16", "kinds")  # VGG takes its time in double precision
 
 
 class Result(NamedTuple):
     losses: np.ndarray
     tensors: dict[str, np.ndarray]
     state: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]
 
 
 @cache
 def spec_of(name: str) -> ModelSpec:
     if name == "branching":
         return branching()
+    if name == "kinds":
+        return kinds(10)
     if name == "plain-yolo16":
         return yolo16(SHAPES["yolo16"], 10, batchnorm=False)
     return models.build(name, SHAPES[name], 10, 0.25)
+
+
+def kinds(classes: int) -> ModelSpec:
+    """Return a small model with layers of every kind, of sizes that nothing divides."""
+    graph = GraphBuilder("kinds", SHAPES["kinds"])
+    graph.conv("stem", 5, 3, padding=1, activation="relu")
+    graph.dropout("drop_image", 0.3)
+    graph.conv("left", 7, 3, padding=1, bias=False)
+    graph.batchnorm("left_norm", activation="relu")
+    graph.shortcut("right", 7, source="drop_image")
+    graph.add("join", "left_norm", activation="relu")
+    graph.max_pool("pool", 2)
+    graph.flatten("flatten")
+    graph.linear("fc1", 11, activation="leaky_relu")
+    graph.batchnorm("fc1_norm")
+    graph.dropout("drop_features", 0.2)
+    graph.linear("fc2", 11, activation="relu")
+    graph.linear("fc3", classes)
+    return graph.finish(classes)
 
 
 def train(on: World, spec: ModelSpec, plan: Plan, *overrides: str, steps: int = 3, dtype: type = np.float64) -> Result:
@@ -78,7 +106,7 @@ def train(on: World, spec: ModelSpec, plan: Plan, *overrides: str, steps: int = 
     losses = []
     for step in range(steps):
         images = draw.standard_normal((plan.global_batch, *spec.input_shape)).astype(dtype)
-        labels = draw.integers(0, 10, plan.global_batch)
+        labels = draw.integers(0, spec.num_classes, plan.global_batch)
         own = images[tuple(slice(*block) for block in route.images)]
         context = program.context(
             training=True, seed=1, step=step, samples=np.arange(plan.global_batch), global_batch=plan.global_batch
@@ -98,7 +126,8 @@ def train(on: World, spec: ModelSpec, plan: Plan, *overrides: str, steps: int = 
     whole = Whole(model, plan, on)
     tensors = {name: np.array(tensor) for name, tensor in whole.tensors(model.parameters.values).items()}
     state = {name: np.array(tensor) for name, tensor in whole.tensors(optimizer.state["velocity"]).items()}
-    return Result(np.array(on.comm.allgather(losses)).sum(axis=0), tensors, state)
+    statistics = {name: np.array(tensor) for name, tensor in whole.statistics().items()}
+    return Result(np.array(on.comm.allgather(losses)).sum(axis=0), tensors, state, statistics)
 
 
 @cache
@@ -110,8 +139,10 @@ def serial(name: str, batch: int = BATCH, *overrides: str, steps: int = 3) -> Re
 def assert_equal_training(found: Result, expected: Result, tolerance: float = 1e-9) -> None:
     spmd_assert(world().comm, np.allclose(found.losses, expected.losses, rtol=tolerance))
     if world().rank == 0:
-        for ours, theirs in ((found.tensors, expected.tensors), (found.state, expected.state)):
+        for ours, theirs in zip(found[1:], expected[1:], strict=True):
+            assert ours.keys() == theirs.keys()
             for name, tensor in theirs.items():
+                assert ours[name].shape == tensor.shape
                 assert np.linalg.norm(ours[name] - tensor) <= tolerance * np.linalg.norm(tensor), name
 
 
@@ -160,18 +191,77 @@ def test_exchanges_serve_ranks_without_samples(kind):
 
 
 @pytest.mark.parametrize("setting", ["kind=sharded", "kind=factors", "kind=auto", "algorithm=ring", "overlap=false"])
-@pytest.mark.parametrize("preset", ["hybrid", "model", "spatial"])
+@pytest.mark.parametrize("preset", ["hybrid", "hybrid-rows", "model", "spatial"])
 def test_every_exchange_serves_cut_layers_too(preset, setting):
     spec = spec_of("lenet5")
     plan = make_plan(spec, preset, world().size, BATCH)
     assert_equal_training(train(world(), spec, plan, f"exchange.{setting}"), serial("lenet5"))
 
 
-def test_the_norm_of_the_gradient_counts_every_part_once():
+@pytest.mark.parametrize("setting", ["train.clip_norm=0.3", "train.optimizer=lars"])
+@pytest.mark.parametrize("preset", ["hybrid", "hybrid-rows"])
+def test_norms_count_every_part_once(preset, setting):
     spec = spec_of("lenet5")
-    plan = make_plan(spec, "hybrid", world().size, BATCH)
-    clipped = "train.clip_norm=0.3"
-    assert_equal_training(train(world(), spec, plan, clipped), serial("lenet5", BATCH, clipped))
+    plan = make_plan(spec, preset, world().size, BATCH)
+    assert_equal_training(train(world(), spec, plan, setting), serial("lenet5", BATCH, setting))
+
+
+def with_layouts(spec: ModelSpec, **layouts: Layout) -> Plan:
+    """Return a plan that cuts samples, and the named layers as told."""
+    everywhere = {layer.name: Layout(sample=world().size) for layer in spec.layers} | layouts
+    plan = Plan(model=spec.name, ranks=world().size, global_batch=BATCH, layouts=tuple(everywhere.items()))
+    return checked(plan, spec)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 8])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("axis", ["channel", "inner"])
+def test_logits_cut_along_classes_have_the_loss_of_whole_ones(axis, classes, optimizer):
+    spec, size = kinds(classes), world().size
+    if axis == "channel" and classes < size:
+        with pytest.raises(PlanError, match=f"layer 'fc3' has {classes} channels, too few"):
+            with_layouts(spec, fc3=Layout(channel=size))
+        return
+    plan = with_layouts(spec, fc3=Layout(**{axis: size}))
+    rule = f"train.optimizer={optimizer}"
+    expected = train(alone(), spec, make_plan(spec, "data", 1, BATCH), rule)
+    assert_equal_training(train(world(), spec, plan, rule), expected)
+
+
+@pytest.mark.parametrize("join", ["width", "channel"])
+@pytest.mark.parametrize(("left", "right"), [*itertools.permutations(["height", "width", "channel", "sample"], 2)])
+def test_branches_of_different_layouts_are_joined(left, right, join):
+    spec, size = spec_of("kinds"), world().size
+    branches = {"left": left, "left_norm": left, "right": right, "join": join}
+    plan = with_layouts(spec, **{name: Layout(**{axis: size}) for name, axis in branches.items()})
+    assert_equal_training(train(world(), spec, plan), serial("kinds"))
+
+
+@pytest.mark.parametrize("axis", ["height", "width", "channel"])
+@pytest.mark.parametrize(
+    ("name", "below", "layer"), [("kinds", "pool", "flatten"), ("resnet20", "block3_3_add", "pool")]
+)
+def test_what_needs_whole_images_gathers_them_from_any_layout(name, below, layer, axis):
+    spec, size = spec_of(name), world().size
+    plan = with_layouts(spec, **{below: Layout(**{axis: size})})
+    assert plan.place(spec, BATCH).layers[layer].moved == (size > 1,)
+    assert_equal_training(train(world(), spec, plan, steps=2), serial(name, steps=2))
+
+
+def test_batch_norms_with_cut_channels_know_them_only():
+    spec, size = spec_of("kinds"), world().size
+    for layout in (Layout(channel=size), Layout(channel=2, sample=max(1, size // 2))):
+        if layout.ranks == size:
+            plan = with_layouts(spec, left_norm=layout, fc1_norm=layout)
+            parts = {part.spec.name: part.spec for part in plan.parts(spec, size - 1)}
+            assert parts["left_norm"].statistics["running_mean"] == (7 // layout.channel,)
+            assert_equal_training(train(world(), spec, plan), serial("kinds"))
+
+
+def test_ranks_beyond_the_grid_of_a_batch_norm_add_nothing():
+    spec, size = spec_of("kinds"), world().size
+    plan = with_layouts(spec, left_norm=Layout(height=max(1, size - 1)), fc1_norm=Layout())
+    assert_equal_training(train(world(), spec, plan), serial("kinds"))
 
 
 def legal_mix(spec: ModelSpec, seed: int, ranks: int) -> Plan:
@@ -236,26 +326,37 @@ def fused_tiles(spec: ModelSpec, seed: int, ranks: int) -> Plan:
     return settling(plan, spec, draw, (1.0, 0.5, 0.2)[seed % 3])
 
 
-@pytest.mark.parametrize("preset", ["data", "hybrid", "model"])
+@pytest.mark.parametrize("preset", ["data", "hybrid", "hybrid-rows", "model"])
 def test_global_tensors_are_put_together_and_cut_again(preset):
-    on, spec = world(), spec_of("lenet5")
+    on, spec = world(), spec_of("kinds")
     plan = make_plan(spec, preset, on.size, BATCH)
     model = Model(spec, 3, np.float64, plan.parts(spec, on.rank))
     state = {"velocity": model.parameters.values + 0.5}
     whole, kept = Whole(model, plan, on), model.parameters.values.copy()
     expected = Model(spec, 3, np.float64)
+    for layer, part in zip(model.layers, model.parts, strict=True):
+        for short, statistics in layer.statistics.items():  # the number of each channel
+            statistics[...] = np.arange(*part.tensors[short][0])
     tensors, slots = whole.tensors(model.parameters.values), whole.tensors(state["velocity"])
+    statistics = whole.statistics()
     if on.rank == 0:
         for parameter in expected.parameters.parameters:
             np.testing.assert_array_equal(parameter.value, tensors[parameter.name])
             np.testing.assert_array_equal(parameter.value + 0.5, slots[parameter.name])
-    room = whole.room(state, {})
+        for name, tensor in expected.statistics.items():
+            np.testing.assert_array_equal(np.arange(tensor.size), statistics[name])
+    room = whole.room(state, model.statistics)
     assert whole.is_cut == (preset != "data" and on.size > 1)
     room.parameters.values[...] = -expected.parameters.values  # as if it had been read and broadcast
     room.state["velocity"][...] = 2 * expected.parameters.values
+    for tensor in room.statistics.values():
+        tensor[...] = 3 * np.arange(tensor.size)
     whole.take(room, state)
     spmd_assert(on.comm, np.array_equal(-kept, model.parameters.values))
     spmd_assert(on.comm, np.array_equal(2 * kept, state["velocity"]))
+    for layer, part in zip(model.layers, model.parts, strict=True):
+        for short, tensor in layer.statistics.items():
+            spmd_assert(on.comm, np.array_equal(3 * np.arange(*part.tensors[short][0]), tensor))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -276,3 +377,17 @@ def test_gradients_of_borders_that_are_settled_train_as_one_process_does(name, s
         assert any(one.returned != one.computed for one in placed)
         assert any(True in one.settled for one in placed)
     assert_equal_training(train(world(), spec, plan, steps=2), serial(name, BATCH, steps=2))
+
+
+def test_the_mixtures_cut_everything_that_can_be() -> None:
+    seen: dict[str, set[str]] = {}
+    for name, seed in itertools.product(SMALL, range(6)):
+        spec = spec_of(name)
+        layers = {layer.name: layer for layer in spec.layers}
+        for layer, layout in legal_mix(spec, seed, 4).layouts:
+            kind = f"{type(layers[layer]).__name__} of {len(layers[layer].output_shape)} axes"
+            seen.setdefault(kind, set()).update(axis for axis in AXES if getattr(layout, axis) > 1)
+    cells = {"sample", "height", "width", "channel"}
+    assert seen["ConvSpec of 3 axes"] == {*cells, "inner"}
+    assert seen["LinearSpec of 1 axes"] == {"sample", "channel", "inner"}
+    assert seen["BatchNormSpec of 3 axes"] == seen["DropoutSpec of 3 axes"] == seen["AddSpec of 3 axes"] == cells

@@ -27,6 +27,7 @@ RESNET = (
     *("model.name=resnet20", "data.source=synthetic", "data.num_samples=400", "train.global_batch=17"),
     *("model.dropout=0.2", "data.crop_padding=4", "data.flip=true", "train.lr=0.02", "train.weight_decay=1e-4"),
 )
+STATISTICS = [f"norm1/running_{moment}" for moment in ("mean", "var")]
 
 
 @pytest.fixture
@@ -134,6 +135,59 @@ def test_a_run_resumed_from_a_checkpoint_of_one_rank_goes_on_as_if_never_stopped
         expected, actual = losses(folder / "whole"), losses(folder / "parts")
         agreed = len(expected) == 9 and np.allclose(actual, expected, rtol=1e-5, atol=0)
     spmd_assert(world.comm, agreed, "the resumed curve differs")
+
+
+@pytest.mark.parametrize(("first", "then"), [("model", "spatial"), ("data", "model"), ("model", "hybrid-rows")])
+def test_a_run_goes_on_under_another_plan_with_the_statistics_it_had(
+    world: World, alone: World, folder: Path, first: str, then: str
+) -> None:
+    recipe = (*RESNET, "train.compute=fp64", "data.image_shape=[16,12,3]", "train.steps=5", "checkpoint.every_steps=3")
+    train(world, folder / "parts", *recipe, f"plan.preset={first}")
+    if world.rank == 0:
+        train(alone, folder / "whole", *recipe)
+        for newer in (folder / "parts" / "checkpoints" / "step-00000005.h5", folder / "parts" / "final.h5"):
+            newer.unlink()
+        (folder / "parts" / "best.h5").unlink(missing_ok=True)
+    world.barrier()
+    trainer = make(world, folder / "parts", *recipe, f"plan.preset={then}", resume=True)
+    assert trainer.step == 3
+    trainer.train()
+    if world.rank == 0:
+        found, expected = (checkpoints.load(folder / name / "final.h5") for name in ("parts", "whole"))
+        np.testing.assert_allclose(losses(folder / "parts"), losses(folder / "whole"), rtol=1e-8)
+        assert found.statistics.keys() == expected.statistics.keys()
+        for name, tensor in expected.statistics.items():
+            np.testing.assert_allclose(found.statistics[name], tensor, rtol=1e-7, atol=1e-9)
+    other = make(world, folder / "other", *recipe, f"plan.preset={then}", init=folder / "parts" / "final.h5")
+    untouched = all(np.all(other.parts.model.statistics[name] == name.endswith("var")) for name in STATISTICS)
+    spmd_assert(world.comm, untouched, "statistics were taken over with the parameters")
+
+
+def test_an_evaluation_under_any_plan_uses_the_statistics_of_all_channels(
+    world: World, alone: World, folder: Path
+) -> None:
+    recipe = (*RESNET, "train.compute=fp64", "data.image_shape=[16,12,3]", "train.steps=3")
+    score = train(world, folder / "together", *recipe, "plan.preset=model").score
+    expected = train(alone, folder / f"alone-{world.rank}", *recipe).score
+    assert score is not None
+    assert expected is not None
+    spmd_assert(world.comm, np.isclose(score.loss, expected.loss, rtol=1e-8), "the test losses differ")
+
+
+def test_local_statistics_of_cut_channels_are_those_of_the_batch_and_of_tiles_refused(
+    world: World, alone: World, folder: Path
+) -> None:
+    shape = ("train.compute=fp64", "data.image_shape=[16,12,3]")
+    local = (*RESNET, *shape, "train.steps=2", "model.sync_batchnorm=false")
+    train(world, folder / "model", *local, "plan.preset=model")
+    if world.rank == 0:
+        train(alone, folder / "alone", *local)
+        found, expected = (checkpoints.load(folder / name / "final.h5") for name in ("model", "alone"))
+        for name in STATISTICS:
+            np.testing.assert_allclose(found.statistics[name], expected.statistics[name], rtol=1e-8)
+    if world.size > 1:
+        with pytest.raises(PlanError, match=r"is a batch norm with a grid .* Set model\.sync_batchnorm = true"):
+            train(world, folder / "spatial", *local, "plan.preset=spatial")
 
 
 def test_checkpoints_by_steps_are_written_at_the_end_of_an_epoch_too(world: World, folder: Path) -> None:

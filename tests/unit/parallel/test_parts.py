@@ -61,8 +61,8 @@ def random_layer(draw: np.random.Generator) -> LayerSpec:
         case 6:
             return ActivationSpec(**common)
     flat = common | {"input_shape": (prod(shape),)}
-    if draw.integers(2):
-        return DropoutSpec(**flat, rate=0.4)
+    if draw.integers(3):
+        return DropoutSpec(**(flat if draw.integers(2) else common), rate=0.4)
     return LinearSpec(**flat, out_features=out, activation=activation)
 
 
