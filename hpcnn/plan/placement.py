@@ -351,7 +351,8 @@ def _check_computed(layer: LayerSpec, layout: Layout, owned: Sequence[Box], comp
             f"plan: '{layer.name}' is a batch norm, whose statistics take every position once; the layers that read it"
             " cannot be fused to it where they overlap. Set fused = false for them."
         )
-    if any(more[-1] != own[-1] for more, own in zip(computed, owned, strict=True) if volume(own)):
+    last = layer.output_shape[-1]
+    if any(box[-1] != layout.output_channels(rank, last) for rank, box in enumerate(computed) if volume(box)):
         raise PlanError(
             f"plan: '{layer.name}' is cut along channels, and a layer that is fused to it reads more of them than a"
             " rank has filters for. Set fused = false for the layers that read it."

@@ -12,6 +12,7 @@ import pytest
 from hpcnn.errors import PlanError
 from hpcnn.geometry import Block, blocks, slices
 from hpcnn.nn import models
+from hpcnn.nn.models.builder import GraphBuilder
 from hpcnn.nn.models.yolo import yolo16
 from hpcnn.plan import placement
 from hpcnn.plan.exchanges import bucket_loads, choose_buckets
@@ -305,6 +306,19 @@ def test_fused_layers_cut_samples_alike() -> None:
     layouts |= {one.name: Layout(sample=6) for one in vgg.layers[2:]}
     with pytest.raises(PlanError, match=f"'{vgg.layers[2].name}' is fused to '{vgg.layers[1].name}', and their grids"):
         place(vgg, layouts, frozenset({vgg.layers[2].name}), 6, 5)
+
+
+def test_who_owns_nothing_of_a_layer_makes_all_channels_of_what_is_fused_to_it() -> None:
+    graph = GraphBuilder("x", (4, 4, 3))
+    graph.conv("conv", 6, 3, padding=1)
+    graph.batchnorm("norm")
+    model = graph.finish(1)
+    layouts = {"conv": Layout(height=5), "norm": Layout(channel=5)}
+    placed = place(model, layouts, frozenset({"norm"}), 5, 2).layers
+    assert volume(placed["conv"].owned[4]) == 0
+    assert placed["conv"].computed == (box((0, 2), (0, 4), (0, 4), (0, 6)),) * 5
+    assert placed["conv"].returned == placed["conv"].computed
+    assert placed["norm"].needed[4] == box((0, 2), (0, 4), (0, 4), (5, 6))
 
 
 def test_tiles_lie_under_those_of_the_layer_above() -> None:
