@@ -9,10 +9,11 @@ import pytest
 
 from hpcnn.nn import models
 from hpcnn.plan.exchanges import choose_buckets
+from hpcnn.plan.layout import Layout
 from hpcnn.plan.machine import Link, Machine, Rates
 from hpcnn.plan.planner import Plan, make_plan
-from hpcnn.plan.prediction import Prediction, predict
-from hpcnn.plan.site import Site
+from hpcnn.plan.prediction import Prediction, predict, works
+from hpcnn.plan.site import NOWHERE, Journey, Site
 from hpcnn.spec import ModelSpec
 
 FREE = Link(alpha_s=1e-9, beta_s_per_byte=0.0)
@@ -144,3 +145,30 @@ def test_synchronised_batch_norms_wait_for_their_sums():
     found = [foretold(plan, replace(site, sync_batchnorm=both), model=model) for both in (True, False)]
     norms = sum(layer.parameters.keys() == {"gamma", "beta"} for layer in model.layers)
     assert found[0].exposed_s - found[1].exposed_s == pytest.approx(norms * 2 * 2 * 1e-3, rel=0.1)
+
+
+def test_partial_sums_are_waited_for_instead_of_inputs():
+    model, site = models.build("lenet5", (28, 28, 1), 10), site_of(4, FREE, algorithm="ring")
+    plan = make_plan(model, "hybrid-rows", 4, BATCH)
+    found = {work.name: work for work in works(model, plan, plan.place(model, BATCH), site)}
+    for name, features in (("fc2", 84), ("fc3", 10)):
+        assert found[name].there == found[name].back == NOWHERE
+        for journey in found[name].sums:
+            assert journey.num_bytes == pytest.approx(4 * BATCH * features * 3 / 4, rel=0.1)
+    assert found["fc1"].sums == (NOWHERE, NOWHERE)
+
+
+def test_batch_norms_with_cut_channels_sum_among_those_who_have_the_same():
+    model = models.build("resnet20", (32, 32, 3), 10)
+    norm = next(layer.name for layer in model.layers if layer.parameters.keys() == {"gamma", "beta"})
+    site = site_of(4, FREE)
+
+    def sums(layout: Layout) -> tuple[Journey, Journey]:
+        plan = make_plan(model, "data", 4, BATCH)
+        plan = replace(plan, layouts=tuple((dict(plan.layouts) | {norm: layout}).items()))
+        return next(work for work in works(model, plan, plan.place(model, BATCH), site) if work.name == norm).sums
+
+    assert sums(Layout(channel=4)) == (NOWHERE, NOWHERE)
+    halves, whole = sums(Layout(sample=2, channel=2)), sums(Layout(sample=4))
+    assert halves[1].num_bytes == 8 * 2 * 8  # one message of the two sums of half of 16 channels
+    assert whole[1].num_bytes == 2 * 8 * 2 * 16
