@@ -100,10 +100,10 @@ class Border:
         total = arrays.empty(self._shape, grad.dtype)
         if not self._fills:
             total.fill(0)
-        if self._back is None:
-            total[self._place] = grad
-        else:
+        if self._back is not None:
             self._back.finish_back(grad, total[self._place])
+        elif grad.size:  # a shortcut may read no channel of rows that nothing else goes back through
+            total[self._place] = grad
         return total
 
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from hpcnn.errors import HpcnnError
-from hpcnn.geometry import Block
+from hpcnn.geometry import Block, slices
 from hpcnn.nn.model import Model
 from hpcnn.parallel import pieces
 from hpcnn.plan.interior import interior
 from hpcnn.plan.layout import Layout, contains, intersect, volume
-from hpcnn.plan.placement import Placement, needs, part, place
+from hpcnn.plan.parts import part
+from hpcnn.plan.placement import Placement, needs, place
 from hpcnn.spec import INPUT, ActivationSpec, ConvSpec, FlattenSpec, LayerSpec, LinearSpec, ModelSpec
 from hpcnn.timeline import OFF, Timeline
 from tests.serial import context
-from tests.unit.parallel.test_parts import at
 
 CASES = 300
 
@@ -78,9 +78,9 @@ def test_the_interior_is_all_that_depends_on_what_is_owned_and_strips_are_the_re
         inside, strips = interior(layer, box, owned)
         counts = np.zeros((samples, *layer.output_shape), int)
         for piece in (inside, *strips):
-            counts[at(piece)] += 1
+            counts[slices(piece)] += 1
         expected = np.zeros_like(counts)
-        expected[at(box)] = 1
+        expected[slices(box)] = 1
         np.testing.assert_array_equal(expected, counts)
         for strip in strips:
             assert contains(placement.layers["x"].needed[rank], needs(layer, strip))
@@ -112,9 +112,9 @@ def test_pieces_make_and_save_what_the_layer_does_at_once(seed: int, monkeypatch
         cut = pieces.make_pieces(local, placement, rank).get("x")
         if cut is None:
             continue
-        read, step = x[at(placement.layers["x"].needed[rank])], context(box[0].size)
+        read, step = x[slices(placement.layers["x"].needed[rank])], context(box[0].size)
         expected, kept = local.layers[1].forward((read,), step)
-        output = cut.begin(x[at(placement.layers["below"].computed[rank])], step, OFF)
+        output = cut.begin(x[slices(placement.layers["below"].computed[rank])], step, OFF)
         found = cut.end(output, read, step, OFF)
         np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-12)
         assert found[0] is read
@@ -156,6 +156,6 @@ def test_the_timeline_shows_the_pieces() -> None:
     for rank in range(ranks):
         parts = [part(one, layouts[one.name], placement.layers[one.name].computed[rank], rank) for one in model.layers]
         for cut in pieces.make_pieces(Model(model, 1, np.float64, parts), placement, rank).values():
-            output = cut.begin(x[at(placement.layers["below"].computed[rank])], context(samples), timeline)
-            cut.end(output, x[at(placement.layers["x"].needed[rank])], context(samples), timeline)
+            output = cut.begin(x[slices(placement.layers["below"].computed[rank])], context(samples), timeline)
+            cut.end(output, x[slices(placement.layers["x"].needed[rank])], context(samples), timeline)
     assert {"x forward, inside", "x forward, border"} == {span.name for span in timeline.spans}

@@ -9,10 +9,11 @@ import pytest
 
 from hpcnn.nn import models
 from hpcnn.plan.exchanges import choose_buckets
+from hpcnn.plan.layer_work import works
 from hpcnn.plan.layout import Layout
 from hpcnn.plan.machine import Link, Machine, Rates
 from hpcnn.plan.planner import Plan, make_plan
-from hpcnn.plan.prediction import Prediction, predict, works
+from hpcnn.plan.prediction import Prediction, predict
 from hpcnn.plan.site import NOWHERE, Journey, Site
 from hpcnn.spec import ModelSpec
 

@@ -130,7 +130,7 @@ def test_layers_that_several_read_are_refused_by_name() -> None:
 
 def test_filters_that_are_cut_are_refused_with_their_grid(lenet: ModelSpec) -> None:
     plan = make_plan(lenet, "model", 2, 6)
-    with pytest.raises(PlanError, match=r"'pool1' has a grid \(1, 1, 1, 2\) that cuts channels"):
+    with pytest.raises(PlanError, match=r"'pool1' has a grid \(1, 1, 1, 2, 1\) that cuts channels"):
         checked(replace(plan, fused=frozenset({"pool1"}), turns=(("pool1", (2, 2)),)), lenet)
 
 
