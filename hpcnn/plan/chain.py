@@ -63,6 +63,7 @@ def grids(ranks: int, global_batch: int) -> tuple[Layout, ...]:
         if samples > global_batch:
             continue
         found[Layout(sample=samples, channel=rest)] = None
+        found[Layout(sample=samples, inner=rest)] = None
         width = next(parts for parts in range(isqrt(rest), 0, -1) if rest % parts == 0)
         found[Layout(sample=samples, height=rest // width, width=width)] = None
         found[Layout(sample=samples, height=rest)] = None

@@ -7,10 +7,10 @@ from hpcnn.plan.layout import Box, contains, intersect, volume
 from hpcnn.plan.placement import may_miss, needs
 from hpcnn.spec import ConvSpec, LayerSpec, LinearSpec
 
-LEAST_INTERIOR = 0.5
+LEAST_INTERIOR = {ConvSpec: 0.9, LinearSpec: 0.5}
 """Part of an output that must lie inside for it to be run in pieces. These cost copies, and small ones more time a
-position: 1 to 10 % of the layer's time as measured, and a fifth where strips are a seventh of the output. With less
-inside, too little is hidden for that."""
+position: of a convolution 1 to 10 % as measured, but a fifth where strips are a seventh of the output, and more where
+they are more. A fully connected layer reads its weights once more."""
 
 
 def interior(layer: LayerSpec, box: Box, owned: Box) -> tuple[Box, tuple[Box, ...]]:
@@ -39,7 +39,7 @@ def early(layer: LayerSpec, box: Box, owned: Box) -> float:
     """Return which part of `box` is computed before all of the input is there; 0 where that is not worth it."""
     inside, strips = interior(layer, box, owned)
     share = volume(inside) / max(1, volume(box))
-    return share if strips and share >= LEAST_INTERIOR else 0.0
+    return share if strips and share >= LEAST_INTERIOR.get(type(layer), 1.0) else 0.0
 
 
 def _inner(layer: ConvSpec, axis: int, block: Block, owned: Block) -> Block:

@@ -102,10 +102,11 @@ def test_layers_whose_inputs_are_moved_wait_for_them():
 
 
 def test_halos_hide_behind_the_inside_of_their_tiles():
-    plan = make_plan(spec(), "spatial", 2, BATCH)
+    model = models.build("vgg11", (224, 224, 3), 10, 0.0)
+    plan = make_plan(model, "spatial", 2, BATCH)
     site = site_of(2, Link(alpha_s=1e-9, beta_s_per_byte=1e-9))
     waits, apart = (
-        {layer.name: layer.exposed_s for layer in foretold(plan, one).layers}
+        {layer.name: layer.exposed_s for layer in foretold(plan, one, model=model).layers}
         for one in (site, replace(site, overlap=False))
     )
     assert waits["conv3_2"] == 0.0 < apart["conv3_2"]

@@ -97,7 +97,7 @@ def test_no_mix_of_layouts_of_a_small_model_is_faster():
 def test_fully_connected_layers_are_cut_where_links_are_slow():
     search = search_of(models.build("alexnet", (227, 227, 3), 1000), 4, 128, SLOW)
     layouts = dict(search.best.plan.layouts)
-    assert layouts["fc1"].channel > 1
+    assert layouts["fc1"].cut > 1
     assert Layout(sample=4) == layouts["conv1"]
     runner = search.runners()["fc1"]
     assert runner.step_s > 0
