@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import PlanError
+from hpcnn.plan.planner import PRESETS
 
 if TYPE_CHECKING:
     from hpcnn.config import Config
@@ -32,6 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of models")
     parser.add_argument(
         "--batch", type=int, nargs="+", metavar="N", help="global batches of the models (default: their own)"
+    )
+    parser.add_argument(
+        "--preset", nargs="+", default=list(PRESETS), choices=list(PRESETS), help="as these split them (default: all)"
     )
     parser.add_argument(
         "--layer-seconds", type=float, default=120.0, help="time for the layers of a model (default: 120)"
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     timings: tuple[Timing, ...] = ()
     for spec, config in zip(specs, configs, strict=True):
         for batch in args.batch or [config.train.global_batch]:
-            timings += profile_layers(world, spec, batch, seconds=args.layer_seconds)
+            timings += profile_layers(world, spec, batch, presets=args.preset, seconds=args.layer_seconds)
     machine = replace(machine, timings=timings)
     with world.agreeing():
         if world.rank == 0:

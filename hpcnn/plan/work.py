@@ -44,7 +44,7 @@ class Passes(NamedTuple):
 
     def scaled(self, other: Passes, base: Passes) -> Passes:
         """Return these times, each in the proportion of `other` to `base`."""
-        return Passes(*(s * o / b if b else o for s, o, b in zip(self, other, base, strict=True)))
+        return Passes(*(s * (o / b) if b else o for s, o, b in zip(self, other, base, strict=True)))
 
 
 class Extent(NamedTuple):

@@ -65,7 +65,9 @@ def check(machine: Machine, nodes: tuple[int, ...]) -> None:
 
 
 def arguments(**given: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"model": [], "set": [], "batch": None, "layer_seconds": 1.0} | given)
+    return argparse.Namespace(
+        **{"model": [], "set": [], "batch": None, "preset": ["data"], "layer_seconds": 1.0} | given
+    )
 
 
 def test_the_command_writes_the_file_and_all_ranks_end_alike(tmp_path, capsys) -> None:

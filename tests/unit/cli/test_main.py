@@ -24,7 +24,7 @@ FLAGS = {
     "hpcnn data import": "source --out --size --kind --skip-broken --seed",
     "hpcnn data fetch": "name --out --mirror --from",
     "hpcnn data info": "source",
-    "hpcnn profile": "--out --max-bytes --seconds --model --set --batch --layer-seconds",
+    "hpcnn profile": "--out --max-bytes --seconds --model --set --batch --preset --layer-seconds",
     "hpcnn bench overlap": "config --set --kinds --steps --repeats --json",
     "hpcnn bench allreduce": (
         "--sizes --min-bytes --max-bytes --algorithms --seconds --machine --plot --repeats --json"
