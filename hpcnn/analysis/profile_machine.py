@@ -13,6 +13,7 @@ import numpy as np
 from hpcnn import ops
 from hpcnn.analysis.profile_links import Meter, classes_of, measure_crossing, measure_link, significant
 from hpcnn.analysis.stopwatch import Stopwatch
+from hpcnn.comm.collectives import allreduce
 from hpcnn.comm.library import load
 from hpcnn.comm.persistent import prepare_allreduce
 from hpcnn.comm.world import World
@@ -20,6 +21,9 @@ from hpcnn.plan.machine import Link, Machine, Measured, Rates
 
 MAX_BYTES = 64 << 20
 """Longest message."""
+
+STALL_S, MEETINGS = 0.03, 40
+"""Computation between two meetings, as long as that of a layer, and how often ranks meet."""
 
 BESIDE_BYTES, BESIDE_S = 1 << 20, 1.0
 """What travels, again and again, beside a computation of about so many seconds."""
@@ -58,6 +62,7 @@ def profile(
         gamma_s_per_byte=significant(gamma),
         node=links["node"],
         network=links["network"],
+        stall_s=significant(_stall(world, watch)),
         rates=rates,
         measured=Measured(
             hosts=len(set(nodes)),
@@ -117,6 +122,28 @@ def _rates(world: World, watch: Stopwatch) -> Rates:
             max(0.0, _beside(world, watch, lambda: ops.conv2d_forward(x, filters, padding=1)))
         ),
     )
+
+
+def _stall(world: World, watch: Stopwatch) -> float:
+    """Return how long ranks wait for one another, besides the message, when they meet after computing (collective)."""
+    x, filters, number = np.ones((1, 28, 28, 64), np.float32), np.ones((64, 3, 3, 64), np.float32), np.zeros(2)
+
+    def compute() -> None:
+        ops.conv2d_forward(x, filters, padding=1)
+
+    def meet() -> None:
+        allreduce(world.comm, number, "butterfly")
+
+    if world.size == 1:
+        return 0.0
+    compute_s, meet_s = watch.seconds([compute])[0], watch.seconds([meet])[0]
+    times, begin = max(1, round(STALL_S / compute_s)), time.perf_counter()
+    for _ in range(MEETINGS):
+        for _ in range(times):
+            compute()
+        meet()
+    each_s = watch.slowest([time.perf_counter() - begin])[0] / MEETINGS
+    return max(0.0, each_s - times * compute_s - meet_s)
 
 
 def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> float:

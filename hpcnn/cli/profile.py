@@ -100,6 +100,7 @@ def describe(machine: Machine) -> str:
             lines.append(f"{name}: about {link.alpha_s * 1e6:.1f} us a message and {speed} each way{crossing}")
     rates = machine.rates
     lines += [
+        f"ranks that meet after computing: {machine.stall_s * 1e3:.3g} ms out of step",
         f"a collective: {machine.start_s * 1e6:.1f} us besides its messages;"
         f" additions: {quantity(1.0 / machine.gamma_s_per_byte, 'B/s')}",
         f"a rank: convolutions {quantity(rates.conv_forward_flops_per_s, 'flop/s')} forward,"

@@ -127,8 +127,9 @@ def cost_of_segment(
         reduce, publish = site.exchanged(Bucket(0, own, (layer.name,), "allreduce", cut), model, global_batch)
         exchange_s += reduce.seconds + publish.seconds if own else 0.0
         seconds += sum(work.passes) - (work.passes.input if INPUT in layer.inputs else 0.0)
-        seconds += work.there.seconds + sum(one.seconds for one in work.sums)
-        seconds += max(0.0, work.back.seconds - work.passes.weight)
+        waited_for = (work.there, *work.sums)
+        seconds += sum(one.seconds + site.machine.stall_s for one in waited_for if one.seconds)
+        seconds += max(0.0, work.back.seconds + site.machine.stall_s * bool(work.back.seconds) - work.passes.weight)
         seconds += own * UPDATE_BYTES / rates.update_bytes_per_s
     return Segment(
         layouts=layouts,

@@ -126,6 +126,8 @@ class Machine:
     """Seconds that a collective costs each rank besides its steps."""
     gamma_s_per_byte: float = 1.5e-10
     """Seconds to add one byte's worth of numbers to others."""
+    stall_s: float = 0.0
+    """Seconds by which ranks that compute are out of step when they meet: noise, or the periods of quotas."""
     node: Link | None = None
     """Between ranks of the same node."""
     network: Link | None = None
@@ -198,7 +200,7 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
     for name, value in _numbers(dataclasses.asdict(dataclasses.replace(machine, timings=()))):
         if name.endswith(".crossing") and value < 1:
             raise _broken(origin, f"'{name}' (={value}) must be at least 1")
-        if not math.isfinite(value) or value < 0 or (value == 0 and not name.endswith("_per_byte")):
+        if not math.isfinite(value) or value < 0 or (value == 0 and not name.endswith(("_per_byte", "stall_s"))):
             raise _broken(origin, f"'{name}' (={value}) must be a positive number")
     if machine.measured is None:  # written last: without it the file has been cut off
         raise _broken(origin, "the section [measured] is missing")

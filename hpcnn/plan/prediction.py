@@ -94,6 +94,8 @@ class _Job:
     left_s: float
     bytes_per_s: float
     priority: int
+    not_before: float = 0.0
+    """When it arrives at the earliest, as others send it late."""
 
     @property
     def done(self) -> bool:
@@ -110,10 +112,10 @@ class _Wire:
     now: float = 0.0
     jobs: list[_Job] = field(default_factory=list)
 
-    def start(self, journey: Journey, priority: int) -> _Job:
+    def start(self, journey: Journey, priority: int, stall_s: float = 0.0) -> _Job:
         """Put something on the wire; what it overtakes has some messages out already, which it waits for."""
         rate = journey.num_bytes / journey.seconds if journey.seconds else 0.0
-        job = _Job(journey.seconds, rate, priority)
+        job = _Job(journey.seconds, rate, priority, self.now + stall_s if journey.seconds else 0.0)
         for passed in [other for other in self.jobs if other.priority > priority and not job.done]:
             ahead = min(passed.left_s, self.segment_s)
             passed.left_s -= ahead
@@ -140,6 +142,10 @@ class _Wire:
         begin = self.now
         while any(not job.done for job in awaited):
             self._pass(self.jobs[0], self.jobs[0].left_s)
+        until = max((job.not_before for job in awaited), default=0.0)
+        while self.jobs and self.now < until:
+            self._pass(self.jobs[0], min(self.jobs[0].left_s, until - self.now))
+        self.now = max(self.now, until)
         return self.now - begin
 
     def _pass(self, job: _Job, seconds: float) -> None:
@@ -181,6 +187,7 @@ class _Player:
         self._model, self._works, self._loss, self._lazy = model, every, loss, site.overlap and site.lazy
         link = site.machine.link(same_node=len(set(site.nodes)) == 1)
         rates = site.machine.rates
+        self._stall_s = site.machine.stall_s if site.ranks > 1 else 0.0
         segment = site.machine.segment_bytes(single_node=len(set(site.nodes)) == 1)
         self._wire = _Wire(site.overlap, rates.beside_s_per_byte, SEGMENTS * segment * link.beta_s_per_byte)
         order = {layer.name: index for index, layer in enumerate(model.layers)}
@@ -205,12 +212,12 @@ class _Player:
         for work in self._works:
             self._forward(work)
         last = self._works[-1].name
-        self._wait(last, [wire.start(self._loss[0], URGENT)])
+        self._wait(last, [wire.start(self._loss[0], URGENT, self._stall_s)])
         totals = wire.start(self._totals, URGENT)
         for carrier in self._carriers:
             carrier.missing = carrier.in_use = len(carrier.bucket.layers)
             carrier.pending = True
-        returning = {last: [wire.start(self._loss[1], URGENT)]}
+        returning = {last: [wire.start(self._loss[1], URGENT, self._stall_s)]}
         for work, layer in zip(reversed(self._works), reversed(self._model.layers), strict=True):
             self._backward(work, layer, returning)
         self._wait(last, [totals])
@@ -225,13 +232,13 @@ class _Player:
 
     def _forward(self, work: LayerWork) -> None:
         wire, name = self._wire, work.name
-        fetched, inside = wire.start(work.there, URGENT), work.inside if wire.overlap else 0.0
+        fetched, inside = wire.start(work.there, URGENT, self._stall_s), work.inside if wire.overlap else 0.0
         if name in self._of:
             self._move_arrived()
             self._finish(self._of[name], name)
         self._compute(name, inside * work.passes.forward)
         self._wait(name, [fetched])
-        self._wait(name, [wire.start(work.sums[0], URGENT)])
+        self._wait(name, [wire.start(work.sums[0], URGENT, self._stall_s)])
         self._compute(name, (1 - inside) * work.passes.forward)
         time = self.times[name]
         for journey in (work.there, work.back, *work.sums):
@@ -249,15 +256,15 @@ class _Player:
         carrier = self._of.get(name)
         joint = isinstance(layer, BatchNormSpec)
         if not joint:
-            self._wait(name, [wire.start(work.sums[1], URGENT)])
+            self._wait(name, [wire.start(work.sums[1], URGENT, self._stall_s)])
         if not moved_first:
             self._weight(name, passes, carrier)
         if wants_input or joint:
             if joint:
-                self._wait(name, [wire.start(work.sums[1], URGENT)])
+                self._wait(name, [wire.start(work.sums[1], URGENT, self._stall_s)])
             self._compute(name, passes.input)
             if wants_input:
-                job = wire.start(work.back, URGENT)
+                job = wire.start(work.back, URGENT, self._stall_s)
                 for source in layer.inputs:
                     returning.setdefault(source, []).append(job)
         if moved_first:

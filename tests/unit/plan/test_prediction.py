@@ -174,3 +174,14 @@ def test_batch_norms_with_cut_channels_sum_among_those_who_have_the_same():
     halves, whole = sums(Layout(sample=2, channel=2)), sums(Layout(sample=4))
     assert halves[1].num_bytes == 8 * 2 * 8  # one message of the two sums of half of 16 channels
     assert whole[1].num_bytes == 2 * 8 * 2 * 16
+
+
+def test_ranks_that_are_out_of_step_wait_wherever_they_meet():
+    plan = make_plan(spec(), "hybrid", 4, BATCH)
+    link = Link(alpha_s=1e-9, beta_s_per_byte=1e-12)
+    site = site_of(4, link)
+    late = replace(site, machine=replace(site.machine, stall_s=0.5))  # longer than any computation
+    found, stalled = foretold(plan, site), foretold(plan, late)
+    assert stalled.compute_s == pytest.approx(found.compute_s)
+    # fc1's input and the logits; the gradients of both, of which fc1's hides behind its weights' gradient in part.
+    assert 3 * 0.5 < stalled.exposed_s - found.exposed_s <= 4 * 0.5 * (1 + 1e-9)

@@ -187,7 +187,7 @@ def test_plans_are_compared_with_their_own_run_on_the_fewest_hosts(monkeypatch: 
     points[3]["predicted_s"] = 4.5
     lines = module.report(args, found).splitlines()
     assert lines[2].endswith("| beyond Python MB | predicted s |")
-    assert any(line.startswith("| preset=spatial |") and line.endswith("| 80 | 4.500 |") for line in lines)
+    assert any(line.startswith("| preset=spatial |") and line.endswith("| 80 | 4.500 (-10%) |") for line in lines)
 
 
 def test_plans_are_timed_on_virtual_hosts_with_links_measured_there(
@@ -212,7 +212,7 @@ def test_plans_are_timed_on_virtual_hosts_with_links_measured_there(
     # Gradients of fully connected layers, nine tenths of all, do not travel in the hybrid.
     assert hybrid["steps"][0]["bytes_sent"] < spatial["steps"][0]["bytes_sent"] / 2
     assert [2, 2, 0, 2] == [len(point["steps"]) for point in (hybrid, spatial, refused, single)]
-    assert "hpcnn train failed" in refused["failed"]
+    assert "hpcnn plan failed" in refused["failed"]
     assert found["bare_memory_bytes"] < spatial["memory_bytes"] < 500e6
     assert "[network]" in (tmp_path / "out-2-1gbit.toml").read_text()
     assert capsys.readouterr().out.strip().endswith(document.read_text().split("-->\n")[1].split("\n<!--")[0])
