@@ -12,7 +12,6 @@ from hpcnn import arrays
 from hpcnn.analysis.profile_links import significant
 from hpcnn.analysis.stopwatch import Stopwatch
 from hpcnn.arrays import Shape
-from hpcnn.comm.world import World
 from hpcnn.errors import PlanError
 from hpcnn.nn.build import build
 from hpcnn.nn.context import StepContext
@@ -26,22 +25,26 @@ from hpcnn.spec import FlattenSpec, LayerSpec, ModelSpec, PartialSumSpec
 
 
 def profile_layers(
-    world: World, model: ModelSpec, global_batch: int, *, presets: Sequence[str] = tuple(PRESETS), seconds: float = 60.0
+    watch: Stopwatch,
+    model: ModelSpec,
+    global_batch: int,
+    *,
+    presets: Sequence[str] = tuple(PRESETS),
+    seconds: float = 60.0,
 ) -> tuple[Timing, ...]:
     """Return the timings of a model's layers, in the sizes in which presets split them (collective).
 
     Parameters
     ----------
-    world : World
-        The ranks, as they would be started for training; all of them compute at the same time.
+    watch : Stopwatch
+        Of the ranks, as they would be started for training; all of them compute at the same time.
     presets : sequence of str
         Those that cannot split the model are left out.
     seconds : float
         About how long it may take; what has not been measured by then is left out.
     """
-    watch, found = Stopwatch(world), []
-    begin = time.perf_counter()
-    for layer, output, read in _cases(model, presets, world.size, global_batch):
+    found, begin = [], time.perf_counter()
+    for layer, output, read in _cases(model, presets, watch.world.size, global_batch):
         if watch.slowest([time.perf_counter() - begin])[0] > seconds:
             break
         times = _time(layer, output, read, watch)

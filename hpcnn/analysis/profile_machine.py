@@ -30,7 +30,12 @@ BESIDE_BYTES, BESIDE_S = 1 << 20, 1.0
 
 
 def profile(
-    world: World, *, max_bytes: int = MAX_BYTES, seconds: float = 60.0, nodes: Sequence[int] | None = None
+    world: World,
+    *,
+    max_bytes: int = MAX_BYTES,
+    seconds: float = 60.0,
+    watch: Stopwatch | None = None,
+    nodes: Sequence[int] | None = None,
 ) -> Machine:
     """Return the machine as measured by all ranks together, equal on all of them (collective).
 
@@ -42,11 +47,13 @@ def profile(
         Longest message.
     seconds : float
         About how long the messages may take. Where links are slow, long messages are left out.
+    watch : Stopwatch, optional
+        Of these ranks; left out, one is made.
     nodes : sequence of int, optional
         The node of every rank. Default: as the MPI library sees it.
     """
     nodes = world.engine.nodes if nodes is None else nodes
-    watch = Stopwatch(world)
+    watch = watch or Stopwatch(world)
     gamma, rates = _gamma(watch), _rates(world, watch)
     links: dict[str, Link | None] = {"node": None, "network": None}
     classes = classes_of(nodes) if world.size > 1 else {}
@@ -136,14 +143,20 @@ def _stall(world: World, watch: Stopwatch) -> float:
 
     if world.size == 1:
         return 0.0
-    compute_s, meet_s = watch.seconds([compute])[0], watch.seconds([meet])[0]
-    times, begin = max(1, round(STALL_S / compute_s)), time.perf_counter()
-    for _ in range(MEETINGS):
-        for _ in range(times):
-            compute()
-        meet()
-    each_s = watch.slowest([time.perf_counter() - begin])[0] / MEETINGS
-    return max(0.0, each_s - times * compute_s - meet_s)
+
+    def each(times: int) -> float:
+        """Return the seconds of a meeting and of computing so many times before."""
+        world.barrier()
+        begin = time.perf_counter()
+        for _ in range(MEETINGS):
+            for _ in range(times):
+                compute()
+            meet()
+        return watch.slowest([time.perf_counter() - begin])[0] / MEETINGS
+
+    compute_s = watch.seconds([compute])[0]
+    times = max(1, round(STALL_S / compute_s))
+    return max(0.0, each(times) - times * compute_s - each(0))
 
 
 def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> float:

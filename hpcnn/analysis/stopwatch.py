@@ -32,21 +32,23 @@ class Stopwatch:
 
     Attributes
     ----------
+    world : World
+        The ranks.
     stretch : float
         Seconds on the clock of a processor second, while all ranks compute; 0 where threads make them incomparable.
     """
 
     def __init__(self, world: World) -> None:
-        self._world = world
+        self.world = world
         self.stretch = 0.0
         if os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip() == "1":
             self.stretch = self.slowest([_stretch()])[0]
 
     def slowest(self, numbers: Sequence[float]) -> list[float]:
         """Return, of each number, the largest of all ranks' (collective)."""
-        table = np.zeros((self._world.size, len(numbers)))
-        table[self._world.rank] = numbers
-        allreduce(self._world.comm, table, "butterfly")
+        table = np.zeros((self.world.size, len(numbers)))
+        table[self.world.rank] = numbers
+        allreduce(self.world.comm, table, "butterfly")
         return [float(value) for value in table.max(axis=0)]
 
     def seconds(self, calls: Sequence[Callable[[], object]], *, at_least_s: float = 0.1) -> list[float]:
@@ -55,11 +57,12 @@ class Stopwatch:
         Parameters
         ----------
         calls : sequence of function
-            Called once before, and then in turn until `at_least_s` have gone by, three times at least.
+            Called once before, and then in turn until `at_least_s` have gone by, three times at least; on one rank
+            more often than on another, so they send no messages.
         """
         for call in calls:
             call()
-        self._world.barrier()
+        self.world.barrier()
         clock = time.process_time if self.stretch else time.perf_counter
         times: list[list[float]] = [[] for _ in calls]
         begin, rounds = time.perf_counter(), 0

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from hpcnn import config as configuration
     from hpcnn.analysis.profile_layers import profile_layers
     from hpcnn.analysis.profile_machine import profile
+    from hpcnn.analysis.stopwatch import Stopwatch
     from hpcnn.comm import start
     from hpcnn.plan.machine import to_toml
 
@@ -60,11 +61,12 @@ def run(args: argparse.Namespace) -> int:
         specs = [build_spec(config) for config in configs]
         if world.rank == 0:
             _write(args.out, None)  # a wrong path is worth knowing before the measurement
-    machine = profile(world, max_bytes=args.max_bytes, seconds=args.seconds)
+    watch = Stopwatch(world)
+    machine = profile(world, max_bytes=args.max_bytes, seconds=args.seconds, watch=watch)
     timings: tuple[Timing, ...] = ()
     for spec, config in zip(specs, configs, strict=True):
         for batch in args.batch or [config.train.global_batch]:
-            timings += profile_layers(world, spec, batch, presets=args.preset, seconds=args.layer_seconds)
+            timings += profile_layers(watch, spec, batch, presets=args.preset, seconds=args.layer_seconds)
     machine = replace(machine, timings=timings)
     with world.agreeing():
         if world.rank == 0:

@@ -24,6 +24,18 @@ from hpcnn.plan.site import Site
 from tests.checks import spmd_assert
 
 
+@pytest.fixture(autouse=True)
+def _short(monkeypatch) -> None:
+    for name, value in (
+        ("stopwatch.USE_UP_S", 0.02),
+        ("stopwatch.CALIBRATION_S", 0.1),
+        ("profile_machine.BESIDE_S", 0.05),
+        ("profile_machine.MEETINGS", 3),
+        ("profile_links.LEAST_BYTES", 1024),
+    ):
+        monkeypatch.setattr(f"hpcnn.analysis.{name}", value)
+
+
 def test_all_ranks_hold_the_same_complete_machine() -> None:
     world = start()
     check(profile(world, max_bytes=64 << 10, seconds=0.5), world.engine.nodes)
@@ -99,7 +111,7 @@ def test_numbers_that_make_no_sense_are_refused(max_bytes, seconds) -> None:
 
 def test_layers_are_timed_in_the_sizes_of_every_preset_that_can_split_them() -> None:
     world, model = start(), models.build("lenet5", (28, 28, 1), 10)
-    timings = profile_layers(world, model, 8, seconds=30.0)
+    timings = profile_layers(Stopwatch(world), model, 8, seconds=30.0)
     spmd_assert(world.comm, len(set(world.comm.allgather(timings))) == 1, "timings differ")
     extents = {(timing.layer, timing.extent) for timing in timings}
     assert len(timings) == len(extents)
@@ -117,7 +129,7 @@ def test_layers_are_timed_in_the_sizes_of_every_preset_that_can_split_them() -> 
 
 
 def test_what_takes_too_long_is_left_out() -> None:
-    assert profile_layers(start(), models.build("lenet5", (28, 28, 1), 10), 8, seconds=-1.0) == ()
+    assert profile_layers(Stopwatch(start()), models.build("lenet5", (28, 28, 1), 10), 8, seconds=-1.0) == ()
 
 
 def test_computation_is_timed_by_the_clock_where_threads_share_it(monkeypatch) -> None:

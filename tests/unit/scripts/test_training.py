@@ -203,7 +203,18 @@ def test_plans_are_timed_on_virtual_hosts_with_links_measured_there(
     document.write_text("<!-- begin: mine -->\n<!-- end: mine -->\n")
     argv = ["lenet5", "--hosts", "2", "--rate", "1gbit", "--cpu", "0.9", "--batch", "64", "1", "--steps", "4"]
     argv += ["--plan", f"file={tmp_path}/plan-{{hosts}}.toml", "preset=spatial", "--exchange", "kind=sharded"]
-    argv += ["--machine", "profile", "--seconds", "0.2", "--set", "data.image_shape=[28, 28, 1]", "--json", str(out)]
+    argv += [
+        "--machine",
+        "profile",
+        "--seconds",
+        "0.2",
+        "--layer-seconds",
+        "0.5",
+        "--set",
+        "data.image_shape=[28, 28, 1]",
+        "--json",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", ["bench_plans", *argv, "--document", str(document), "--section", "mine"])
     monkeypatch.setattr(module, "Cluster", lambda *args, **kind: Cluster(*args, **(kind | {"name": f"o{os.getpid()}"})))
     assert 0 == module.main()
