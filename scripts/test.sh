@@ -34,7 +34,7 @@ mpi_tests() {
     local ranks=$1 log
     export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
     # shellcheck disable=SC2016
-    if timeout --kill-after=10 300 mpiexec -n "$ranks" bash -c '
+    if timeout --kill-after=10 600 mpiexec -n "$ranks" bash -c '
         rank=${PMI_RANK:-${PMIX_RANK:-${OMPI_COMM_WORLD_RANK:-0}}}
         [ "$rank" = 0 ] || exec >"$1/mpi-$2-rank-$rank.log" 2>&1
         exec python -m mpi4py -m pytest -x -q -p no:cacheprovider tests/mpi' _ "$logs" "$ranks"; then

@@ -364,7 +364,7 @@ def test_global_tensors_are_put_together_and_cut_again(preset):
             spmd_assert(on.comm, np.array_equal(3 * np.arange(*part.tensors[short][0]), tensor))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", SMALL)
 def test_random_mixtures_of_layouts_train_as_one_process_does(name, seed):
     spec = spec_of(name)
@@ -372,7 +372,7 @@ def test_random_mixtures_of_layouts_train_as_one_process_does(name, seed):
     assert_equal_training(train(world(), spec, plan, steps=2), serial(name, BATCH, steps=2))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", ["branching", "plain-yolo16"])
 def test_gradients_of_borders_that_are_settled_train_as_one_process_does(name, seed):
     spec = spec_of(name)
@@ -386,7 +386,7 @@ def test_gradients_of_borders_that_are_settled_train_as_one_process_does(name, s
 
 def test_the_mixtures_cut_everything_that_can_be() -> None:
     seen: dict[str, set[str]] = {}
-    for name, seed in itertools.product(SMALL, range(6)):
+    for name, seed in itertools.product(SMALL, range(4)):
         spec = spec_of(name)
         layers = {layer.name: layer for layer in spec.layers}
         for layer, layout in legal_mix(spec, seed, 4).layouts:
