@@ -8,7 +8,7 @@ import pytest
 
 from hpcnn import config as configuration
 from hpcnn.plan.machine import Link, Machine
-from hpcnn.plan.planner import make_plan
+from hpcnn.plan.planner import from_toml, make_plan, to_toml
 from hpcnn.plan.search import Search, plan_for
 from hpcnn.plan.site import Site
 from hpcnn.train.setup import assemble
@@ -23,9 +23,11 @@ DISTANT = Link(alpha_s=2e-2, beta_s_per_byte=1e-10)
 @pytest.mark.parametrize("link", [SLOW, DISTANT], ids=["slow", "distant"])
 @pytest.mark.parametrize("name", SMALL)
 def test_the_plan_that_is_found_trains_as_one_process_does(name, link):
-    spec, ranks = spec_of(name), world().size
-    site = Site(machine=Machine(network=link), nodes=tuple(range(ranks)))
-    plan = Search(spec, BATCH, site, kind="auto", bucket_bytes=50_000).plan
+    spec, ranks, mine = spec_of(name), world().size, ""
+    if world().rank == 0:
+        site = Site(machine=Machine(network=link), nodes=tuple(range(ranks)))
+        mine = to_toml(Search(spec, BATCH, site, kind="auto", bucket_bytes=50_000).plan)
+    plan = from_toml(world().broadcast_obj(mine), spec, BATCH)
     assert ranks == 1 or plan.layouts != make_plan(spec, "data", ranks, BATCH).layouts or name != "yolo16"
     assert_equal_training(train(world(), spec, plan), serial(name))
 
