@@ -26,7 +26,6 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the package, whe
 
 from virtual import training
 from virtual.launch import find_launcher
-from virtual.shape import ClusterError
 
 ALGORITHMS = ["butterfly", "ring", "halving-doubling", "mpi"]
 HEAD = ["", "ranks", "test accuracy", "test loss", "largest difference of an epoch's loss"]
@@ -112,20 +111,15 @@ def _row(run: Mapping[str, Any], serial: Mapping[str, Any]) -> list[str]:
 def main() -> int:
     """Train and report; errors are one line."""
     args = make_parser().parse_args()
-    try:
+
+    def work() -> str:
         found = measure(args)
         text = report(args, found)
-        print(f"\n{text}")
         if args.json:
             args.json.write_text(json.dumps(found, indent=1) + "\n")
-        if args.document:
-            training.write_section(args.document, "accuracy-plans", text)
-    except ClusterError as error:
-        print(f"bench_accuracy_plans: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return text
+
+    return training.finish("bench_accuracy_plans", work, args.document, "accuracy-plans")
 
 
 if __name__ == "__main__":

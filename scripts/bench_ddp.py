@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import signal
 import sys
 import time
 from collections import defaultdict
@@ -109,24 +108,17 @@ def report(args: argparse.Namespace, steps: dict[str, dict[str, list[Any]]]) -> 
 def main() -> int:
     """Measure and report; errors are one line."""
     args = make_parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
+
+    def work() -> str:
         if args.steps <= training.SETTLING_STEPS:
             raise ClusterError(f"steps (={args.steps}) must be more than the {training.SETTLING_STEPS} not counted.")
         for name in args.exchange:
             training.settings_of(name)
         if not args.no_ddp and importlib.util.find_spec("torch") is None:
             raise ClusterError(f"{sys.executable} has no PyTorch. `pip install torch`, or give --no-ddp.")
-        text = report(args, measure(args))
-        print(f"\n{text}")
-        if args.document:
-            training.write_section(args.document, "ddp", text)
-    except ClusterError as error:
-        print(f"bench_ddp: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return report(args, measure(args))
+
+    return training.finish("bench_ddp", work, args.document, "ddp")
 
 
 if __name__ == "__main__":

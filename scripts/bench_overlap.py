@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -22,7 +21,6 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # the package, whe
 
 from virtual import training
 from virtual.cluster import Cluster
-from virtual.shape import ClusterError
 
 EXCHANGES = ["overlap=false", "wait=step", "wait=layer", "kind=sharded,overlap=false", "kind=sharded"]
 
@@ -97,20 +95,13 @@ def report(args: argparse.Namespace, found: dict[str, dict[str, dict[str, Any]]]
 def main() -> int:
     """Measure and report; errors are one line."""
     args = make_parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
+
+    def work() -> str:
         for name in args.exchange:
             training.settings_of(name)
-        text = report(args, measure(args))
-        print(f"\n{text}")
-        if args.document:
-            training.write_section(args.document, "overlap", text)
-    except ClusterError as error:
-        print(f"bench_overlap: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return report(args, measure(args))
+
+    return training.finish("bench_overlap", work, args.document, "overlap")
 
 
 if __name__ == "__main__":

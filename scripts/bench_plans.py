@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -232,19 +231,12 @@ def check(args: argparse.Namespace) -> None:
 def main() -> int:
     """Measure and report; errors are one line."""
     args = make_parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
+
+    def work() -> str:
         check(args)
-        text = report(args, measure(args))
-        print(f"\n{text}")
-        if args.document:
-            training.write_section(args.document, args.section, text)
-    except ClusterError as error:
-        print(f"bench_plans: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return report(args, measure(args))
+
+    return training.finish("bench_plans", work, args.document, args.section)
 
 
 if __name__ == "__main__":

@@ -119,14 +119,14 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
 
 def _plan(config: Config, spec: ModelSpec, world: World, plan_text: str | None) -> Plan:
     """Return the plan to obey; what has to be searched for is found by rank 0 (collective)."""
+    site = Site.of(config, world.engine.machine, world.engine.nodes)
     if plan_text is None and config.plan.preset == "auto":
         with world.agreeing():
-            site = Site.of(config, world.engine.machine, world.engine.nodes)
             mine = planner.to_toml(plan_for(config, spec, site)) if world.rank == 0 else ""
         plan_text = world.broadcast_obj(mine)
     if plan_text is not None:
         return planner.from_toml(plan_text, spec, config.train.global_batch)
-    return plan_for(config, spec, Site.of(config, world.engine.machine, world.engine.nodes))
+    return plan_for(config, spec, site)
 
 
 def batch_part(program: Program, num_samples: int) -> Part:

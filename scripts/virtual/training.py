@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,3 +212,22 @@ def write_section(document: Path, name: str, text: str) -> None:
         raise ClusterError(f"{document} has no section '{name}': it must have the lines '{begin.strip()}' and '{end}'.")
     before, rest = whole.split(begin, 1)
     document.write_text(before + begin + text.strip() + "\n" + end + rest.split(end, 1)[1])
+
+
+def finish(name: str, work: Callable[[], str], document: Path | None, section: str) -> int:
+    """Print what `work` reports, write it into a section of a document, and return the exit status of script `name`.
+
+    What cannot be measured is one line; TERM ends the script as an exception does, so that hosts are taken down.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        text = work()
+        print(f"\n{text}")
+        if document:
+            write_section(document, section, text)
+    except ClusterError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
