@@ -35,3 +35,7 @@ class CommError(HpcnnError):
 
 class NumericsError(HpcnnError):
     """A loss or gradient that is no longer a finite number."""
+
+
+class DeviceError(HpcnnError):
+    """A GPU that is missing, too old, out of memory, or for which the kernels do not compile."""

@@ -19,12 +19,14 @@ from hpcnn.errors import ShapeError
 from hpcnn.ops import cpu
 
 Name: TypeAlias = Literal["numpy", "onednn"]
+Compute: TypeAlias = Literal["fp32", "tf32"]
 
 VARIABLE = "HPCNN_ONEDNN"
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 # The implementation of float32 arrays; None until the first call asks for it.
 _float32: ModuleType | None = None
+_compute: Compute = "fp32"
 
 
 def implementation(x: Array) -> ModuleType:
@@ -45,6 +47,17 @@ def implementation(x: Array) -> ModuleType:
     if x.dtype != np.float64:
         raise ShapeError(f"ops: array of type {x.dtype}; numbers must be float32 or float64. Convert it first.")
     return cpu
+
+
+def set_compute(which: Compute) -> None:
+    """Say how GPUs multiply float32 matrices from now on: exactly, or rounded to tf32. Sums are float32 either way."""
+    global _compute
+    _compute = which
+
+
+def compute() -> Compute:
+    """Return how GPUs multiply float32 matrices."""
+    return _compute
 
 
 def name() -> str:
