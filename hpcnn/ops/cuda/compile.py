@@ -254,7 +254,7 @@ def _nvcc() -> Compiler:
     def run(source: Path, wanted: str) -> bytes:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "kernels.cubin"
-            command = [program, "-cubin", f"-arch=sm_{wanted}", STANDARD, "-o", str(out), str(source)]
+            command = [program, "-cubin", f"-arch=sm_{wanted}", STANDARD, f"-I{folder()}", "-o", str(out), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode or not out.exists():
                 raise CompileError(done.stderr or done.stdout)
