@@ -14,6 +14,9 @@ input
     activation serve fully connected layers, for which this pass may be the forward one
 weight
     x (N, H, W, C), grad_output (N, P, Q, K), grad_weight (K, R, S, C / groups) of float32, overwritten
+
+Weights, their gradients and biases are views of flat vectors: no more than 4-byte aligned, whatever their shape. Images
+may be views too (some samples of a batch).
 """
 
 from __future__ import annotations
