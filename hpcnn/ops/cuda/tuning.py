@@ -41,7 +41,7 @@ def fastest(key: str, names: Sequence[str], measure: Callable[[str], float]) -> 
     """
     if len(names) == 1 or os.environ.get(VARIABLE, "").lower() == "off":
         return names[0]
-    known = _adopted.get(key) or _tables.get(_file(), {}).get(key)
+    known = _adopted.get(key) or _tables.get(_file(), {}).get(key, "")
     return known if known in names else _look_or_measure(key, names, measure)
 
 
