@@ -83,7 +83,9 @@ def library(source: Path) -> Path:
     compiler = _compiler()
     includes = ("-I", str(HERE), "-I", str(KERNELS), "-I", str(source.parent))
     runtime = HERE / "runtime.cpp"
-    target = BUILD / f"{source.stem}-{content_hash([*parts(source), *parts(runtime)], compiler, *FLAGS)}.so"
+    target = (
+        BUILD / f"{source.stem}-{content_hash([*parts(source), *parts(runtime), Path(__file__)], compiler, *FLAGS)}.so"
+    )
     if target.exists():
         return target
     BUILD.mkdir(exist_ok=True)
@@ -94,7 +96,7 @@ def library(source: Path) -> Path:
         names = kernel_names(source, includes)
         if not names:
             raise EmulationError(f'emulation: {source.name} has no extern "C" __global__ function.')
-        entries = "".join(f'    emulation::kernel<{name}>("{name}", {bounds}),\n' for name, bounds in names)
+        entries = "".join(f'    emulation::kernel<::{name}>("{name}", {bounds}),\n' for name, bounds in names)
         driver = Path(folder) / "driver.cpp"
         driver.write_text(
             f'#include "{source}"\n#include "entry.h"\n'
