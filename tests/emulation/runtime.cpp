@@ -21,7 +21,8 @@ State state;
 
 namespace {
 
-constexpr size_t STACK_BYTES = 64 << 10, PAGE = 4096, MAX_SHARED_BYTES = 256 << 10, GUARD = 1 << 20;
+// Tops of stacks are set off against each other: at one offset they would all share one set of the caches.
+constexpr size_t OFFSETS = 16 << 10, OFFSET = 704, STACK_BYTES = (64 << 10) + OFFSETS, PAGE = 4096, MAX_SHARED_BYTES = 256 << 10, GUARD = 1 << 20;
 constexpr unsigned int ASCENDING = 0, DESCENDING = 1;  // orders; any other number is the seed of a random one
 
 Fiber fibers[MAX_THREADS];
@@ -67,7 +68,8 @@ emulation_switch:
     popq %r12
     popq %rbx
     popq %rbp
-    ret
+    popq %rcx
+    jmp *%rcx
     .size emulation_switch, .-emulation_switch
 )");
 
@@ -137,7 +139,8 @@ void prepare(Fiber& fiber) {
         mprotect(fiber.stack, PAGE, PROT_NONE);  // a stack that grows too large faults here
     }
     // As if emulation_switch had been called from the first instruction of fiber_main: six registers and an address.
-    void** top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES) - 8;
+    size_t offset = (fiber.stack - stacks) / STACK_BYTES * OFFSET % OFFSETS;
+    void** top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES - offset) - 8;
     top[6] = reinterpret_cast<void*>(fiber_main);
     fiber.stack_pointer = top;
 }
@@ -314,7 +317,7 @@ void on_signal(int number, siginfo_t* info, void*) {
     const char* what = number == SIGFPE ? "division by zero" : number == SIGILL ? "illegal instruction" : nullptr;
     if (what) fail("%s", what);
     if (at >= stacks && at < stacks + STACK_BYTES * MAX_THREADS)
-        fail("more than %zu bytes of local memory", STACK_BYTES - PAGE);
+        fail("more than %zu bytes of local memory", STACK_BYTES - OFFSETS - PAGE);
     if (at >= shared_region && at < shared_region + MAX_SHARED_BYTES + 2 * GUARD)
         fail("access to byte %td of %u bytes of dynamic shared memory", at - state.dynamic_shared, state.dynamic_bytes);
     fail("illegal address %p", info->si_addr);
