@@ -107,9 +107,7 @@ def batchnorm_backward(
     return grad_input, grad_gamma, grad_beta
 
 
-def _statistics(
-    x: Array, gamma: Array | None, beta: Array | None, epsilon: float
-) -> tuple[Array, Array, Array | None]:
+def _statistics(x: Array, gamma: Array | None, beta: Array | None, epsilon: float) -> tuple[Array, Array, Array | None]:
     """Return mean, variance, and, given gamma and beta, the coefficients of the forward pass."""
     channels = x.shape[-1]
     positions = x.size // channels

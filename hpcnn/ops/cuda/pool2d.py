@@ -67,9 +67,7 @@ def avgpool2d_forward(x: Array, window: Pair, *, stride: Pair, padding: Padding)
     return y
 
 
-def avgpool2d_backward(
-    grad_output: Array, input_size: Pair, window: Pair, *, stride: Pair, padding: Padding
-) -> Array:
+def avgpool2d_backward(grad_output: Array, input_size: Pair, window: Pair, *, stride: Pair, padding: Padding) -> Array:
     """See `hpcnn.ops.avgpool2d_backward`; each pixel gathers from the windows it lies in."""
     shape = (grad_output.shape[0], *input_size, grad_output.shape[3])
     grad_input = empty_like(grad_output, shape=shape)
@@ -103,9 +101,7 @@ def global_avgpool_backward(grad_output: Array, input_size: Pair) -> Array:
     return grad_input
 
 
-def _geometry(
-    shape: Shape, size: Pair | Shape, window: Pair, stride: Pair, padding: Padding
-) -> np.ndarray:
+def _geometry(shape: Shape, size: Pair | Shape, window: Pair, stride: Pair, padding: Padding) -> np.ndarray:
     """Return a `struct Pool2d` for images of `shape` (N, H, W, C) and outputs of `size` (P, Q)."""
     return np.array((*shape, *size, *window, *stride, padding[0][0], padding[1][0]), POOL2D)
 
