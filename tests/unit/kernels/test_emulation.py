@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hpcnn.ops.cuda import types
 from tests.emulation import build
