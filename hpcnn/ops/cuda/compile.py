@@ -233,12 +233,12 @@ def _nvrtc() -> Compiler:
 
     major, minor = nvrtc.getVersion()
     headers = cuda_headers()
-    options = [STANDARD, "-default-device", *(f"-I{path}" for path in (folder(), *headers))]
+    options = [STANDARD, "-default-device", *(f"-I{path}" for path in headers)]
 
     def run(source: Path, wanted: str) -> bytes:
         program = nvrtc.createProgram(source.read_text(), str(source), (), ())
         try:
-            nvrtc.compileProgram(program, (f"-arch=sm_{wanted}", *options))
+            nvrtc.compileProgram(program, (f"-arch=sm_{wanted}", f"-I{source.parent}", *options))
             return bytes(nvrtc.getCUBIN(program))
         except nvrtc.NVRTCError as error:
             raise CompileError(nvrtc.getProgramLog(program) or str(error)) from None
@@ -262,7 +262,7 @@ def _nvcc() -> Compiler:
     def run(source: Path, wanted: str) -> bytes:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "kernels.cubin"
-            command = [program, "-cubin", f"-arch=sm_{wanted}", STANDARD, f"-I{folder()}", "-o", str(out), str(source)]
+            command = [program, "-cubin", f"-arch=sm_{wanted}", STANDARD, "-o", str(out), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode or not out.exists():
                 raise CompileError(done.stderr or done.stdout)
