@@ -282,15 +282,16 @@ def cuda_headers() -> list[Path]:
     import cupy
     from cupy.cuda import get_cuda_path
 
-    roots = [get_cuda_path(), os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    candidates = [Path(root) / "include" for root in roots if root]
+    found = [get_cuda_path()]  # where the compiler library is; None for the wheels of CUDA 12, each a folder of its own
+    candidates = [Path(root) / "include" for root in found if root]
     try:
         from cuda.pathfinder import find_nvidia_header_directory
 
-        found = find_nvidia_header_directory("cudart")
-        candidates += [Path(found)] if found else []
+        candidates += map(Path, filter(None, [find_nvidia_header_directory("cudart")]))
     except ImportError:  # a CuPy from before it
         pass
+    roots = (os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda")
+    candidates += [Path(root) / "include" for root in roots if root]
     for candidate in candidates:
         if (candidate / "cuda_bf16.h").exists():
             # cuda_bf16.h of some versions wants nv/target, which the toolkit has in a folder below and CuPy brings.
