@@ -32,23 +32,20 @@ template <typename Body> __device__ __forceinline__ void for_units(const Boxes& 
     }
 }
 
-struct alignas(16) Bytes16 {
-    uint64 low, high;
-};
-
-#define COPIES(bytes, Unit)                                                                           \
-    extern "C" __global__ void box_pack_##bytes(const Unit* x, Unit* flat, Boxes boxes) {             \
-        for_units(boxes, [=](int64 at, int64 piece) { flat[piece] = x[at]; });                        \
-    }                                                                                                 \
-    extern "C" __global__ void box_unpack_##bytes(Unit* x, const Unit* flat, Boxes boxes) {           \
-        for_units(boxes, [=](int64 at, int64 piece) { x[at] = flat[piece]; });                        \
+// A unit is n words.
+#define COPIES(bytes, Word, n)                                                                                  \
+    extern "C" __global__ void box_pack_##bytes(const Vector<Word, n>* x, Vector<Word, n>* flat, Boxes boxes) {  \
+        for_units(boxes, [=](int64 at, int64 piece) { flat[piece] = x[at]; });                                  \
+    }                                                                                                           \
+    extern "C" __global__ void box_unpack_##bytes(Vector<Word, n>* x, const Vector<Word, n>* flat, Boxes boxes) { \
+        for_units(boxes, [=](int64 at, int64 piece) { x[at] = flat[piece]; });                                  \
     }
 
-COPIES(16, Bytes16)
-COPIES(8, uint64)
-COPIES(4, uint32)
-COPIES(2, uint16)
-COPIES(1, uint8)
+COPIES(16, uint64, 2)
+COPIES(8, uint64, 1)
+COPIES(4, uint32, 1)
+COPIES(2, uint16, 1)
+COPIES(1, uint8, 1)
 
 // A unit is V elements.
 template <typename T, int V>
