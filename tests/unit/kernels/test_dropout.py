@@ -62,3 +62,10 @@ def test_the_public_functions_come_here(on_device, random):
     y, mask = ops.dropout_forward(on_device.upload(x), 0.5, STREAM, np.arange(6))
     grad = ops.dropout_backward(y, mask, 0.5)
     np.testing.assert_array_equal(4 * x.astype(np.float32) * on_device.download(mask), on_device.download(grad))
+
+
+def test_a_mask_may_be_a_view_with_gaps(on_device, random):
+    x = draw(random, (6, 20))
+    _, mask = ops.dropout_forward(on_device.upload(x), 0.5, STREAM, np.arange(6))
+    grad = ops.dropout_backward(on_device.upload(x[:, 3:9]), mask[:, 3:9], 0.5)
+    np.testing.assert_array_equal((2 * x * on_device.download(mask))[:, 3:9], on_device.download(grad))
