@@ -44,6 +44,14 @@ def test_parts_of_the_elements_get_their_own_draws(device, random, elements, kin
     np.testing.assert_array_equal(keep, device.download(mask))
 
 
+def test_a_draw_that_equals_the_rate_is_kept(device, random):
+    x, samples, elements = draw(random, (1, 32)), np.arange(1), np.arange(32)
+    rate = float(rng.uniform(STREAM, np.arange(32, dtype=np.uint64))[9])
+    mask = device.download(dropout.dropout_forward(device.upload(x), rate, STREAM, samples, elements)[1])
+    assert mask[0, 9]
+    assert not mask.all()
+
+
 def test_the_largest_stream_does_not_overflow(device, random):
     x, samples, elements = draw(random, (2, 64)), np.arange(2), np.arange(64)
     _, mask = dropout.dropout_forward(device.upload(x), 0.5, 2**64 - 1, samples, elements)
