@@ -18,6 +18,7 @@ __device__ __forceinline__ void add_partials(const float* partials, const float*
     int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= count) return;
     float sum = 0.0f;
+#pragma unroll 8
     for (int s = 0; s < splits; s++) sum += partials[s * count + i];
     if (bias != nullptr) sum += bias[i % channels];
     out[i] = from_float<T>(activate(sum, activation));

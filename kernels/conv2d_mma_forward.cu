@@ -219,7 +219,8 @@ __device__ __forceinline__ void gather_tile(const T* x, const T* weight, const f
     constexpr int threads = warp_rows * warp_columns * 32, slab_bytes = (tall + wide) * row_bytes;
     constexpr int parts = row_bytes / 32, warp_tall = tall / warp_rows, warp_wide = wide / warp_columns;
     DYNAMIC_SHARED(shared);
-    const int split = blockIdx.z % g.splits, phase = blockIdx.z / g.splits;
+    // The last phases have the most taps if padding is half the filter: they begin first.
+    const int split = blockIdx.z % g.splits, phase = (gridDim.z - 1 - blockIdx.z) / g.splits;
     const Phase rows(g.rows, phase / g.columns.phases), columns(g.columns, phase % g.columns.phases);
     const uint32 tiles = (g.filters + wide - 1) / wide;
     const uint32 row0 = blockIdx.x / tiles * tall, column0 = blockIdx.x % tiles * wide;
@@ -282,12 +283,18 @@ __device__ __forceinline__ void gather_tile(const T* x, const T* weight, const f
     }
 
 GATHER(256x128_bf16, bf16, 256, 128, 64, 4, 2, 4, 16)
+GATHER(256x128_deep_bf16, bf16, 256, 128, 128, 4, 2, 3, 16)
 GATHER(128x128_bf16, bf16, 128, 128, 64, 2, 2, 4, 16)
+GATHER(128x128_deep_bf16, bf16, 128, 128, 128, 2, 2, 3, 16)
+GATHER(256x64_bf16, bf16, 256, 64, 64, 4, 1, 3, 16)
 GATHER(128x64_bf16, bf16, 128, 64, 64, 2, 2, 4, 16)
 GATHER(64x64_bf16, bf16, 64, 64, 128, 2, 2, 3, 16)
 GATHER(128x64_narrow_bf16, bf16, 128, 64, 64, 4, 1, 4, 8)
 GATHER(256x128_tf32, float, 256, 128, 64, 4, 2, 4, 16)
+GATHER(256x128_deep_tf32, float, 256, 128, 128, 4, 2, 3, 16)
 GATHER(128x128_tf32, float, 128, 128, 64, 2, 2, 4, 16)
+GATHER(128x128_deep_tf32, float, 128, 128, 128, 2, 2, 3, 16)
+GATHER(256x64_tf32, float, 256, 64, 64, 4, 1, 3, 16)
 GATHER(128x64_tf32, float, 128, 64, 64, 2, 2, 4, 16)
 GATHER(64x64_tf32, float, 64, 64, 128, 2, 2, 3, 16)
 GATHER(128x64_narrow_tf32, float, 128, 64, 64, 4, 1, 4, 4)

@@ -28,9 +28,11 @@ THREADS = 256
 """Of a block of the kernels around the products."""
 
 MAX_PHASES = 8
-MAX_SPLITS = 64
-MAX_OFFERS = 6
+MAX_SPLITS = 256
+MAX_OFFERS = 8
 INT32 = 2**31
+SMALL_SHARED = {86: 99 << 10, 89: 99 << 10, 120: 99 << 10, 121: 99 << 10}
+"""Bytes of shared memory that a block may have where that is less than on sm_80."""
 
 AXIS = np.dtype(
     [(name, np.int32) for name in ("source", "outputs", "filter", "phases", "step", "tap_step", "filter_step")]
@@ -82,7 +84,10 @@ class Tile(NamedTuple):
 
 FORWARD_TILES = (
     Tile("256x128", 256, 128, 64, 4, 256, 1.0),
+    Tile("256x128_deep", 256, 128, 128, 3, 256, 1.0),
     Tile("128x128", 128, 128, 64, 4, 128, 0.95),
+    Tile("128x128_deep", 128, 128, 128, 3, 128, 0.95),
+    Tile("256x64", 256, 64, 64, 3, 128, 0.9),
     Tile("128x64", 128, 64, 64, 4, 128, 0.75),
     Tile("64x64", 64, 64, 128, 3, 128, 0.6),
 )
@@ -92,6 +97,7 @@ NARROW_FORWARD = {
 }
 WEIGHT_TILES = (
     Tile("256x128", 256, 128, 64, 4, 256, 1.0),
+    Tile("256x128_deep", 256, 128, 128, 3, 256, 1.0),
     Tile("128x128", 128, 128, 64, 4, 128, 0.95),
     Tile("64x128", 64, 128, 64, 4, 128, 0.75),
     Tile("64x64", 64, 64, 128, 3, 128, 0.6),
@@ -132,7 +138,8 @@ def tiles(problem: Problem) -> list[Tile]:
     channels = problem.geometry.k if problem.kind == "input" else problem.geometry.c
     if channels % _vector(problem):
         offered.append((NARROW_WEIGHT if weight else NARROW_FORWARD)[problem.compute])
-    return offered
+    limit = SMALL_SHARED.get(device().architecture, INT32)
+    return [tile for tile in offered if _shared_bytes(problem, tile) <= limit]
 
 
 def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
@@ -213,7 +220,7 @@ def _gather(
         (_blocks(problem, tile), 1, _phases(problem) * splits),
         (tile.threads,),
         *(images, turned, bias, out, partials, struct, number),
-        shared_bytes=tile.stages * tile.slab_bytes + tile.tall * 8,
+        shared_bytes=_shared_bytes(problem, tile),
     )
     if partials is not None:
         _reduce(partials, bias, out, splits, number)
@@ -232,7 +239,7 @@ def _weight(problem: Problem, tile: Tile, splits: int, x: Array, grad_output: Ar
         (_blocks(problem, tile), 1, splits),
         (tile.threads,),
         *(images, grad, grad_weight if partials is None else partials, struct, np.int32(g.k), np.int32(g.c)),
-        shared_bytes=tile.stages * tile.slab_bytes + tile.wide * 4,
+        shared_bytes=_shared_bytes(problem, tile),
     )
     if partials is not None:
         _reduce(partials, None, grad_weight, splits, types.ACTIVATIONS[None])
@@ -278,6 +285,11 @@ def _extents(problem: Problem, tile: Tile) -> tuple[int, int, int]:
     return rows, g.c, ceil(g.r * g.s * _round_up(g.k, tile.copy // size) * size / tile.depth / phases)
 
 
+def _shared_bytes(problem: Problem, tile: Tile) -> int:
+    """Return the shared memory of a block: the stages, and where rows (or columns) of the product are in memory."""
+    return tile.stages * tile.slab_bytes + (tile.wide * 4 if problem.kind == "weight" else tile.tall * 8)
+
+
 def _blocks(problem: Problem, tile: Tile) -> int:
     """Return the number of tiles of the product (of one phase)."""
     rows, columns, _ = _extents(problem, tile)
@@ -292,7 +304,7 @@ def _phases(problem: Problem) -> int:
 def _splits(problem: Problem, tile: Tile) -> list[int]:
     """Return numbers of parts worth trying: one, and what fills the multiprocessors once, twice or four times."""
     blocks, depth = _blocks(problem, tile) * _phases(problem), _extents(problem, tile)[2]
-    filling = {round(times * device().num_processors / blocks) for times in (1, 2, 4)}
+    filling = {times * device().num_processors // blocks for times in (1, 2, 4)}
     return sorted({1} | {splits for splits in filling if 1 < splits <= min(MAX_SPLITS, depth // 4)})
 
 
