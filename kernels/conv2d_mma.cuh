@@ -6,23 +6,38 @@
 #pragma once
 #include "tensor_core.cuh"
 
-// Copies `bytes` (4, 8 or 16) to shared memory, or zeros.
+// Keeps what is computed before a loop from being computed again, from thread indices on, in every turn.
+template <typename T> __device__ __forceinline__ void hold(T& x) {
+#ifndef HPCNN_EMULATION
+    if constexpr (sizeof(T) == 8) {
+        asm volatile("" : "+l"(x));
+    } else {
+        asm volatile("" : "+r"(x));
+    }
+#endif
+}
+
+// Copies `bytes` (4, 8 or 16) to shared memory, or zeros. Of 16, what is beside them in a cache line is soon wanted.
 template <int bytes> __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
+#ifdef HPCNN_EMULATION
     if constexpr (bytes == 16) {
         copy_async_16(shared, global, valid);
-    } else if constexpr (bytes == 4) {
-        copy_async_4(shared, global, valid);
     } else {
-#ifdef HPCNN_EMULATION
-        copy_async_4(shared, global, valid);
-        copy_async_4(static_cast<uint8*>(shared) + 4, static_cast<const uint8*>(global) + 4, valid);
-#else
-        int read = valid ? 8 : 0;
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(shared_address(shared)), "l"(global),
-                     "r"(read)
-                     : "memory");
-#endif
+        for (int at = 0; at < bytes; at += 4)
+            copy_async_4(static_cast<uint8*>(shared) + at, static_cast<const uint8*>(global) + at, valid);
     }
+#else
+    int read = valid ? bytes : 0;
+    if constexpr (bytes == 16) {
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)),
+                     "l"(global), "r"(read)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(shared)), "l"(global),
+                     "n"(bytes), "r"(read)
+                     : "memory");
+    }
+#endif
 }
 
 // Which part of a slab (rows of row_bytes, `copy_bytes` a copy) a thread copies: one column, every `step`th row.
@@ -55,19 +70,13 @@ __device__ __forceinline__ Digits digits(uint32 number, uint32 low_radix, uint32
     return {int(number - rest * low_radix), int(rest - high * middle_radix), int(high)};
 }
 
-// a += b, both below the radices.
+// a += b, both below the radices. (Selections, not branches: neighbouring threads differ.)
 __device__ __forceinline__ void advance(Digits& a, const Digits& b, int low_radix, int middle_radix) {
-    a.low += b.low;
-    a.middle += b.middle;
-    a.high += b.high;
-    if (a.low >= low_radix) {
-        a.low -= low_radix;
-        a.middle += 1;
-    }
-    if (a.middle >= middle_radix) {
-        a.middle -= middle_radix;
-        a.high += 1;
-    }
+    const int low = a.low + b.low, carry = low >= low_radix;
+    a.low = carry ? low - low_radix : low;
+    const int middle = a.middle + b.middle + carry, carry_on = middle >= middle_radix;
+    a.middle = carry_on ? middle - middle_radix : middle;
+    a.high += b.high + carry_on;
 }
 
 // One warp's tile of D, 16 tall x 8 wide products, and the fragments of two steps: one is multiplied while the next
@@ -107,10 +116,4 @@ template <typename T> struct alignas(16) Vector {
     T element[size];
 };
 
-__device__ __forceinline__ uint32 rounded_to_tf32(uint32 bits) {
-    union {
-        uint32 bits;
-        float number;
-    } x = {bits};
-    return to_tf32(x.number);
-}
+__device__ __forceinline__ uint32 rounded_to_tf32(uint32 bits) { return to_tf32(__uint_as_float(bits)); }

@@ -48,7 +48,7 @@ template <typename T, int tall, int wide, int row_bytes, int threads, int copy_b
     const T *source, *filter;
     int pixel[Source::count];  // of tap (0, 0), channel 0, relative to `source`: may lie outside, and is not read then
     int h[Source::count], w[Source::count];
-    int filter_row, length, tap_columns;
+    int place, filters, length, tap_columns;  // place in a slab, filters from this thread's first on
     Digits position, step;  // channel, tap column, tap row
 
     __device__ __forceinline__ GatherLoader(const Gather& gather, const Phase& r, const Phase& s, const T* x,
@@ -67,11 +67,16 @@ template <typename T, int tall, int wide, int row_bytes, int threads, int copy_b
             if (row >= total) h[i] = -(1 << 30);
         }
         length = g.rows.filter * g.columns.filter * g.channels;
-        filter_row = column0 + Filter::first_row();
-        filter = weight + int64(filter_row) * length;
+        filters = g.filters - column0 - Filter::first_row();
+        filter = weight + int64(column0 + Filter::first_row()) * length;
         tap_columns = columns.taps > 0 ? columns.taps : 1;
         step = digits(depth, g.channels, tap_columns);
         position = digits(slab * depth + Source::byte() / sizeof(T), g.channels, tap_columns);
+        place = swizzled<row_bytes>(Source::first_row(), Source::byte() & ~15) + (Source::byte() & 15);
+        hold(place);
+        hold(source);
+        hold(filter);
+        hold(filters);
     }
 
     // Starts the copies of the next slab: source to `slab`, filters behind it.
@@ -79,11 +84,11 @@ template <typename T, int tall, int wide, int row_bytes, int threads, int copy_b
         const bool inside = position.high < rows.taps;
         const int dh = position.high * g.rows.tap_step, dw = position.middle * g.columns.tap_step;
         const int offset = (dh * g.columns.source + dw) * g.channels + position.low;
-        uint8* target = slab + swizzled<row_bytes>(Source::first_row(), Source::byte() & ~15) + (Source::byte() & 15);
+        uint8* target = slab + place;
 #pragma unroll
         for (int i = 0; i < Source::count; i++) {
-            bool valid = inside && uint32(h[i] + dh) < uint32(g.rows.source) &&
-                         uint32(w[i] + dw) < uint32(g.columns.source);
+            bool valid = inside & (uint32(h[i] + dh) < uint32(g.rows.source)) &
+                         (uint32(w[i] + dw) < uint32(g.columns.source));
             copy_async<copy_bytes>(target + i * Source::step * row_bytes, source + (pixel[i] + offset), valid);
         }
         const int tap = (rows.filter_first + position.high * g.rows.filter_step) * g.columns.filter +
@@ -92,7 +97,7 @@ template <typename T, int tall, int wide, int row_bytes, int threads, int copy_b
         target += tall * row_bytes;
 #pragma unroll
         for (int i = 0; i < Filter::count; i++) {
-            bool valid = inside && filter_row + i * Filter::step < g.filters;
+            bool valid = inside & (i * Filter::step < filters);
             copy_async<copy_bytes>(target + i * Filter::step * row_bytes, filter + (from + i * Filter::step * length),
                                    valid);
         }
@@ -102,24 +107,34 @@ template <typename T, int tall, int wide, int row_bytes, int threads, int copy_b
     static_assert(Source::step % 8 == 0 && Filter::step % 8 == 0, "rows of a thread must be swizzled alike");
 };
 
-// Loads the fragments of the products' step `part` (32 bytes of the reduction) from a slab.
-template <typename T, int tall, int wide, int row_bytes, int warp_rows>
-__device__ __forceinline__ void load_fragments(WarpTile<T, tall, wide>& tile, int which, const uint8* source,
-                                               const uint8* filter, int part) {
-    const int lane = threadIdx.x % 32, row = lane % 16, byte = part * 32 + lane / 16 * 16;
+// Where a lane finds its fragments of the first step in a slab, source and filter.
+template <int row_bytes> __device__ __forceinline__ int source_place(int first_row) {
+    const int lane = threadIdx.x % 32;
+    return swizzled<row_bytes>(first_row + lane % 16, lane / 16 * 16);
+}
+template <int row_bytes> __device__ __forceinline__ int filter_place(int first_row) {
+    const int lane = threadIdx.x % 32;
+    return swizzled<row_bytes>(first_row + lane % 8 + lane / 16 * 8, lane / 8 % 2 * 16);
+}
+
+// Loads the fragments of the products' step `part`: 32 bytes of the reduction, whose number is among the swizzled bits.
+template <int row_bytes, typename T, int tall, int wide>
+__device__ __forceinline__ void load_fragments(WarpTile<T, tall, wide>& tile, int which, const uint8* slab, int source,
+                                               int filter, int part) {
+    const uint8* row = slab + (source ^ part * 32);
 #pragma unroll
     for (int i = 0; i < tall; i++) {
-        load_matrices(tile.a[which][i], source + swizzled<row_bytes>(row, byte) + i * 16 * row_bytes);
+        load_matrices(tile.a[which][i], row + i * 16 * row_bytes);
         if constexpr (sizeof(T) == 4) {
 #pragma unroll
             for (int e = 0; e < 4; e++) tile.a[which][i][e] = rounded_to_tf32(tile.a[which][i][e]);
         }
     }
-    const int column = lane % 8 + lane / 16 * 8, column_byte = part * 32 + lane / 8 % 2 * 16;
+    row = slab + (filter ^ part * 32);
 #pragma unroll
     for (int j = 0; j < wide; j += 2) {
         uint32 d[4];
-        load_matrices(d, filter + swizzled<row_bytes>(column, column_byte) + j * 8 * row_bytes);
+        load_matrices(d, row + j * 8 * row_bytes);
         tile.b[which][j][0] = d[0];
         tile.b[which][j][1] = d[1];
         tile.b[which][j + 1][0] = d[2];
@@ -234,8 +249,10 @@ __device__ __forceinline__ void gather_tile(const T* x, const T* weight, const f
     place_rows(g, rows, columns, row0, tall, places);
 
     const int warp = threadIdx.x / 32;
-    const int source_at = warp % warp_rows * warp_tall * row_bytes;
-    const int filter_at = (tall + warp / warp_rows * warp_wide) * row_bytes;
+    int source_at = source_place<row_bytes>(warp % warp_rows * warp_tall);
+    int filter_at = filter_place<row_bytes>(tall + warp / warp_rows * warp_wide);
+    hold(source_at);
+    hold(filter_at);
     WarpTile<T, warp_tall / 16, warp_wide / 8> tile;
     tile.clear();
 #pragma unroll
@@ -245,24 +262,21 @@ __device__ __forceinline__ void gather_tile(const T* x, const T* weight, const f
     }
     copy_wait<stages - 2>();
     __syncthreads();
-    int read = 0, write = stages - 1;
-    load_fragments<T, warp_tall / 16, warp_wide / 8, row_bytes, warp_rows>(tile, 0, shared + source_at,
-                                                                           shared + filter_at, 0);
+    int read = 0, write = (stages - 1) * slab_bytes;
+    load_fragments<row_bytes>(tile, 0, shared, source_at, filter_at, 0);
     for (int slab = 0; slab < count; slab++) {
 #pragma unroll
         for (int part = 0; part < parts; part++) {
             if (part == parts - 1) {
                 copy_wait<stages - 2>();
                 __syncthreads();
-                read = read + 1 == stages ? 0 : read + 1;
+                read = read + slab_bytes == stages * slab_bytes ? 0 : read + slab_bytes;
             }
-            const uint8* from = shared + read * slab_bytes;
-            load_fragments<T, warp_tall / 16, warp_wide / 8, row_bytes, warp_rows>(
-                tile, (part + 1) % 2, from + source_at, from + filter_at, (part + 1) % parts);
+            load_fragments<row_bytes>(tile, (part + 1) % 2, shared + read, source_at, filter_at, (part + 1) % parts);
             if (part == 0) {
-                if (slab + stages - 1 < count) loader.load(shared + write * slab_bytes);
+                if (slab + stages - 1 < count) loader.load(shared + write);
                 copy_commit();
-                write = write + 1 == stages ? 0 : write + 1;
+                write = write + slab_bytes == stages * slab_bytes ? 0 : write + slab_bytes;
             }
             tile.multiply(part % 2);
         }

@@ -18,6 +18,9 @@ template <typename T, int row_bytes> __device__ __forceinline__ int transposed_p
     }
 }
 
+// Rows that far apart are swizzled alike.
+template <typename T> constexpr int swizzle_period = sizeof(T) == 2 ? 8 : 4;
+
 // Copies slabs: `depth` pixels of grad_output (tall filters) and behind them of x (wide taps and channels).
 template <typename T, int tall, int wide, int depth, int threads, int copy_bytes> struct PixelLoader {
     static constexpr int grad_bytes = tall * sizeof(T), x_bytes = wide * sizeof(T);
@@ -27,8 +30,9 @@ template <typename T, int tall, int wide, int depth, int threads, int copy_bytes
     const Conv2d& g;
     const T *grad, *x;
     bool grad_valid, x_valid;
-    int pixels;  // left, counted from the slab's first
-    int dh, dw;  // of this thread's tap
+    int grad_place, x_place;    // in a slab
+    int grad_pixels, x_pixels;  // left, counted from this thread's first
+    int dh, dw;                 // of this thread's tap
     Digits step, pixel[X::count];  // column, row, sample of outputs
 
     __device__ __forceinline__ PixelLoader(const Conv2d& geometry, const T* images, const T* grad_output, int row0,
@@ -45,30 +49,43 @@ template <typename T, int tall, int wide, int depth, int threads, int copy_bytes
         step = digits(depth, g.q, g.p);
 #pragma unroll
         for (int i = 0; i < X::count; i++) pixel[i] = digits(begin + X::first_row() + i * X::step, g.q, g.p);
-        pixels = end - begin;
+        grad_pixels = end - begin - Grad::first_row();
+        x_pixels = end - begin - X::first_row();
+        grad_place = transposed_place<T, grad_bytes>(Grad::first_row(), Grad::byte());
+        x_place = transposed_place<T, x_bytes>(X::first_row(), X::byte() & ~15) + (X::byte() & 15);
+        hold(grad);
+        hold(x);
+        hold(grad_place);
+        hold(x_place);
+        hold(grad_pixels);
+        hold(x_pixels);
     }
 
     // Starts the copies of the next slab.
     __device__ __forceinline__ void load(uint8* slab) {
+        static_assert(Grad::step % swizzle_period<T> == 0, "rows of a thread must be swizzled alike");
 #pragma unroll
-        for (int i = 0; i < Grad::count; i++) {
-            const int row = Grad::first_row() + i * Grad::step;
-            copy_async<16>(slab + transposed_place<T, grad_bytes>(row, Grad::byte()), grad + i * Grad::step * g.k,
-                           grad_valid && row < pixels);
-        }
-        grad += depth * g.k;
+        for (int i = 0; i < Grad::count; i++)
+            copy_async<16>(slab + grad_place + i * Grad::step * grad_bytes, grad + i * Grad::step * g.k,
+                           grad_valid & (i * Grad::step < grad_pixels));
         slab += depth * grad_bytes;
-        const int image = g.h * g.w * g.c;
 #pragma unroll
         for (int i = 0; i < X::count; i++) {
-            const int row = X::first_row() + i * X::step;
             const int h = pixel[i].middle * g.stride_h + dh, w = pixel[i].low * g.stride_w + dw;
-            const bool valid = x_valid && row < pixels && uint32(h) < uint32(g.h) && uint32(w) < uint32(g.w);
-            const int place = transposed_place<T, x_bytes>(row, X::byte() & ~15) + (X::byte() & 15);
-            copy_async<copy_bytes>(slab + place, x + (int64(pixel[i].high) * image + (h * g.w + w) * g.c), valid);
+            const bool valid = x_valid & (i * X::step < x_pixels) & (uint32(h) < uint32(g.h)) &
+                               (uint32(w) < uint32(g.w));
+            const T* image = x + int64(pixel[i].high) * (g.h * g.w * g.c);
+            copy_async<copy_bytes>(slab + place_of_x(i), image + (h * g.w + w) * g.c, valid);
             advance(pixel[i], step, g.q, g.p);
         }
-        pixels -= depth;
+        grad += depth * g.k;
+        grad_pixels -= depth;
+        x_pixels -= depth;
+    }
+
+    __device__ __forceinline__ int place_of_x(int i) const {
+        if constexpr (X::step % swizzle_period<T> == 0) return x_place + i * X::step * x_bytes;
+        return transposed_place<T, x_bytes>(X::first_row() + i * X::step, X::byte() & ~15) + (X::byte() & 15);
     }
 };
 
@@ -82,20 +99,29 @@ template <typename T> __device__ __forceinline__ int tile_column(int j, int odd)
     return sizeof(T) == 2 ? j * 8 + column : j / 4 * 32 + column * 4 + j % 4;
 }
 
-// Loads the fragments of 16 pixels of bf16 from `first` on; byte offsets say where the warp's tile begins.
+// Where a lane finds the first fragments of a warp's tile in a slab of grad_output or x; the tile begins `at` bytes
+// into its rows.
+template <typename T, int row_bytes> __device__ __forceinline__ int grad_fragment(int at) {
+    const int lane = threadIdx.x % 32;
+    if (sizeof(T) == 2) return transposed_place<T, row_bytes>(lane / 16 * 8 + lane % 8, at + lane / 8 % 2 * 16);
+    return transposed_place<T, row_bytes>(lane % 4, at + lane / 4 * 16);
+}
+template <typename T, int row_bytes> __device__ __forceinline__ int x_fragment(int at) {
+    const int lane = threadIdx.x % 32;
+    if (sizeof(T) == 2) return transposed_place<T, row_bytes>(lane % 16, at + lane / 16 * 16);
+    return transposed_place<T, row_bytes>(lane % 4, at + lane / 4 * 16);
+}
+
+// Loads the fragments of 16 pixels of bf16; a step of 32 bytes along a row is among the swizzled bits.
 template <int grad_bytes, int x_bytes, int tall, int wide>
 __device__ __forceinline__ void load_transposed(WarpTile<bf16, tall, wide>& tile, int which, const uint8* grad,
-                                                int grad_at, const uint8* x, int x_at, int first) {
-    const int lane = threadIdx.x % 32;
-    const int row = first + lane / 16 * 8 + lane % 8, byte = grad_at + lane / 8 % 2 * 16;
+                                                int grad_at, const uint8* x, int x_at) {
 #pragma unroll
-    for (int i = 0; i < tall; i++)
-        load_matrices_transposed(tile.a[which][i], grad + transposed_place<bf16, grad_bytes>(row, byte + i * 32));
-    const int x_row = first + lane % 16, x_byte = x_at + lane / 16 * 16;
+    for (int i = 0; i < tall; i++) load_matrices_transposed(tile.a[which][i], grad + (grad_at ^ i * 32));
 #pragma unroll
     for (int j = 0; j < wide; j += 2) {
         uint32 d[4];
-        load_matrices_transposed(d, x + transposed_place<bf16, x_bytes>(x_row, x_byte + j * 16));
+        load_matrices_transposed(d, x + (x_at ^ j * 16));
         tile.b[which][j][0] = d[0];
         tile.b[which][j][1] = d[1];
         tile.b[which][j + 1][0] = d[2];
@@ -106,23 +132,19 @@ __device__ __forceinline__ void load_transposed(WarpTile<bf16, tall, wide>& tile
 // The same of 8 pixels of float32, in the order of tile_row and tile_column.
 template <int grad_bytes, int x_bytes, int tall, int wide>
 __device__ __forceinline__ void load_transposed(WarpTile<float, tall, wide>& tile, int which, const uint8* grad,
-                                                int grad_at, const uint8* x, int x_at, int first) {
+                                                int grad_at, const uint8* x, int x_at) {
     static_assert(tall % 2 == 0 && wide % 4 == 0, "a load serves two products' rows, or four products' columns");
-    const int group = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const int row = first + half * 4 + threadIdx.x % 4;
 #pragma unroll
         for (int i = 0; i < tall; i += 2) {
-            int byte = transposed_place<float, grad_bytes>(row, grad_at + i * 64 + group * 16);
-            Vector<float> v = *reinterpret_cast<const Vector<float>*>(grad + byte);
+            auto v = *reinterpret_cast<const Vector<float>*>(grad + grad_at + half * 4 * grad_bytes + i * 64);
 #pragma unroll
             for (int e = 0; e < 4; e++) tile.a[which][i + e / 2][half * 2 + e % 2] = to_tf32(v.element[e]);
         }
 #pragma unroll
         for (int j = 0; j < wide; j += 4) {
-            int byte = transposed_place<float, x_bytes>(row, x_at + j * 32 + group * 16);
-            Vector<float> v = *reinterpret_cast<const Vector<float>*>(x + byte);
+            auto v = *reinterpret_cast<const Vector<float>*>(x + x_at + half * 4 * x_bytes + j * 32);
 #pragma unroll
             for (int e = 0; e < 4; e++) tile.b[which][j + e][half] = to_tf32(v.element[e]);
         }
@@ -172,7 +194,10 @@ __device__ __forceinline__ void weight_tile(const T* x, const T* grad_output, fl
         places[i] = tap < g.r * g.s && channel < channels ? tap * channels + channel : -1;
     }
     const int warp = threadIdx.x / 32, warp_row = warp % warp_rows * warp_tall, warp_column = warp / warp_rows * warp_wide;
-    const int grad_at = warp_row * sizeof(T), x_at = warp_column * sizeof(T);
+    int grad_at = grad_fragment<T, grad_bytes>(warp_row * sizeof(T));
+    int x_at = x_fragment<T, x_bytes>(warp_column * sizeof(T));
+    hold(grad_at);
+    hold(x_at);
     WarpTile<T, warp_tall / 16, warp_wide / 8> tile;
     tile.clear();
 #pragma unroll
@@ -182,23 +207,23 @@ __device__ __forceinline__ void weight_tile(const T* x, const T* grad_output, fl
     }
     copy_wait<stages - 2>();
     __syncthreads();
-    int read = 0, write = stages - 1;
-    load_transposed<grad_bytes, x_bytes>(tile, 0, shared, grad_at, shared + depth * grad_bytes, x_at, 0);
+    int read = 0, write = (stages - 1) * slab_bytes;
+    load_transposed<grad_bytes, x_bytes>(tile, 0, shared, grad_at, shared + depth * grad_bytes, x_at);
     for (int slab = 0; slab < count; slab++) {
 #pragma unroll
         for (int part = 0; part < parts; part++) {
             if (part == parts - 1) {
                 copy_wait<stages - 2>();
                 __syncthreads();
-                read = read + 1 == stages ? 0 : read + 1;
+                read = read + slab_bytes == stages * slab_bytes ? 0 : read + slab_bytes;
             }
-            const uint8* from = shared + read * slab_bytes;
-            load_transposed<grad_bytes, x_bytes>(tile, (part + 1) % 2, from, grad_at, from + depth * grad_bytes, x_at,
-                                                 (part + 1) % parts * part_depth);
+            const int pixel = (part + 1) % parts * part_depth;
+            const uint8 *grad = shared + read + pixel * grad_bytes, *from = shared + read + depth * grad_bytes;
+            load_transposed<grad_bytes, x_bytes>(tile, (part + 1) % 2, grad, grad_at, from + pixel * x_bytes, x_at);
             if (part == 0) {
-                if (slab + stages - 1 < count) loader.load(shared + write * slab_bytes);
+                if (slab + stages - 1 < count) loader.load(shared + write);
                 copy_commit();
-                write = write + 1 == stages ? 0 : write + 1;
+                write = write + slab_bytes == stages * slab_bytes ? 0 : write + slab_bytes;
             }
             tile.multiply(part % 2);
         }
