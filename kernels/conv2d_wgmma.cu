@@ -29,11 +29,11 @@ struct Forward {
     int columns, splits, activation, dense;
 };
 
-// grad_weight [row][tap][channel]; a unit is 64 channels of a tap, in the order of taps.
+// grad_weight [row][tap][channel]; a unit is 64 channels of a tap, in the order of taps. Channels are a multiple of 8.
 struct Weight {
     int64 out_split;
     Pixels pixels;
-    int rows, channels, width, taps, step_h, step_w, splits;
+    int rows, channels, taps_w, taps, step_h, step_w, splits;
 };
 
 // One tile of the output and its part of the summed dimension, columns fastest: blocks that run together share rows.
@@ -105,7 +105,8 @@ __device__ __forceinline__ void store_forward(const float (&sums)[Tile::BLOCKS][
         return y + image * f.out_image + i * f.out_row + j * f.out_pixel + slab * width;
     };
     auto columns = [&](int slab) { return f.columns - first - slab * width; };
-    store<Tile, Out>(sums, shared, group, f.columns % (16 / sizeof(Out)) == 0, finish, row, columns);
+    bool aligned = f.columns % (16 / sizeof(Out)) == 0 && reinterpret_cast<uint64>(y) % 16 == 0;
+    store<Tile, Out>(sums, shared, group, aligned, finish, row, columns);
 }
 
 template <typename Tile, typename Out>
@@ -155,7 +156,7 @@ __device__ __forceinline__ void load_weight(unsigned char* shared, Ring& ring, c
         int chunk = first % chunks, tap = first / chunks;
         for (int unit = 0; unit < units; ++unit) {
             load_im2col(stage + Tile::A_BYTES + unit * Tile::CHUNK, images, full, chunk * 64, w, h, image,
-                        tap % g.width * g.step_w, tap / g.width * g.step_h);
+                        tap % g.taps_w * g.step_w, tap / g.taps_w * g.step_h);
             if (++chunk == chunks) {
                 chunk = 0;
                 ++tap;
@@ -181,7 +182,7 @@ __device__ __forceinline__ void store_weight(const float (&sums)[Tile::BLOCKS][T
         int unit = first + slab;
         return unit < g.taps * chunks ? g.channels - unit % chunks * 64 : 0;
     };
-    store<Tile, float>(sums, shared, group, g.channels % 4 == 0, finish, row, columns);
+    store<Tile, float>(sums, shared, group, reinterpret_cast<uint64>(out) % 16 == 0, finish, row, columns);
 }
 
 template <typename Tile>

@@ -1,7 +1,7 @@
 """Tensor maps: what Hopper's copy engine has to know of an array that it copies from.
 
-The driver encodes them (CUDA driver API, "Tensor Map Object Management"); it is called through ctypes. For arrays of the
-host, which only the emulation computes on, a plain description takes the place of the driver's encoding.
+The driver encodes them (CUDA driver API, "Tensor Map Object Management"); it is called through ctypes. For arrays of
+the host, which only the emulation computes on, a plain description takes the place of the driver's encoding.
 """
 
 from __future__ import annotations
@@ -139,14 +139,12 @@ def _encode(function: str, *args: Any) -> np.ndarray:
     DeviceError
         If it refuses them.
     """
-    memory = np.empty(TENSOR_MAP.itemsize + ALIGNMENT, np.uint8)
-    first = -memory.ctypes.data % ALIGNMENT
-    aligned = memory[first : first + TENSOR_MAP.itemsize]
+    encoded = _empty()
     options = (ctypes.c_int(option) for option in (NO_INTERLEAVE, SWIZZLE_128B, PROMOTE_256B, FILL_ZEROS))
-    status = getattr(_driver(), function)(ctypes.c_void_p(aligned.ctypes.data), *args, *options)
+    status = getattr(_driver(), function)(ctypes.c_void_p(encoded.ctypes.data), *args, *options)
     if status:
         raise DeviceError(f"gpu: {function} refused a tensor map (CUDA error {status}). Report it.")
-    return aligned.view(TENSOR_MAP).reshape(())
+    return encoded
 
 
 @lru_cache(1)
@@ -159,10 +157,19 @@ def _describe(
     address: int, itemsize: int, extents: Sequence[int], strides: Sequence[int], box: Sequence[int], **rest: Any
 ) -> np.ndarray:
     """Return the emulation's description."""
-    description = np.zeros((), DESCRIPTION)
+    encoded = _empty()
+    description = encoded.view(DESCRIPTION)
+    description[...] = 0
     description["address"], description["element_bytes"], description["rank"] = address, itemsize, len(extents)
     description["extents"][: len(extents)], description["strides"][: len(strides)] = extents, strides
     description["box"][: len(box)] = box
     for name, value in rest.items():
         description[name] = value
-    return np.frombuffer(description.tobytes(), TENSOR_MAP).reshape(())
+    return encoded
+
+
+def _empty() -> np.ndarray:
+    """Return an uninitialised map, aligned as the driver and the kernels want it."""
+    memory = np.empty(TENSOR_MAP.itemsize + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + TENSOR_MAP.itemsize].view(TENSOR_MAP).reshape(())
