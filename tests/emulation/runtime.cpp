@@ -21,7 +21,8 @@ State state;
 
 namespace {
 
-constexpr size_t STACK_BYTES = 64 << 10, PAGE = 4096, MAX_SHARED_BYTES = 256 << 10;
+// Tops of stacks are set off against each other: at one offset they would all share one set of the caches.
+constexpr size_t OFFSETS = 16 << 10, OFFSET = 704, STACK_BYTES = (64 << 10) + OFFSETS, PAGE = 4096, MAX_SHARED_BYTES = 256 << 10, GUARD = 1 << 20;
 constexpr unsigned int ASCENDING = 0, DESCENDING = 1;  // orders; any other number is the seed of a random one
 
 Fiber fibers[MAX_THREADS];
@@ -67,7 +68,8 @@ emulation_switch:
     popq %r12
     popq %rbx
     popq %rbp
-    ret
+    popq %rcx
+    jmp *%rcx
     .size emulation_switch, .-emulation_switch
 )");
 
@@ -137,7 +139,8 @@ void prepare(Fiber& fiber) {
         mprotect(fiber.stack, PAGE, PROT_NONE);  // a stack that grows too large faults here
     }
     // As if emulation_switch had been called from the first instruction of fiber_main: six registers and an address.
-    void** top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES) - 8;
+    size_t offset = (fiber.stack - stacks) / STACK_BYTES * OFFSET % OFFSETS;
+    void** top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES - offset) - 8;
     top[6] = reinterpret_cast<void*>(fiber_main);
     fiber.stack_pointer = top;
 }
@@ -148,6 +151,7 @@ void resume(Fiber& fiber) {
     state.current = &fiber;
     threadIdx = fiber.index;
     emulation_switch(&scheduler_stack_pointer, fiber.stack_pointer);
+    state.current = nullptr;
 }
 
 // Run a warp until all of its fibers wait for others; return whether any moved.
@@ -291,14 +295,14 @@ void open_runtime(unsigned int shared_bytes) {
     if (!stacks) {
         stacks = static_cast<unsigned char*>(reserve(STACK_BYTES * MAX_THREADS));
         copy_lists = static_cast<Copy*>(reserve(sizeof(Copy) * MAX_COPIES * MAX_THREADS));
-        shared_region = static_cast<unsigned char*>(reserve(MAX_SHARED_BYTES + 2 * PAGE));
-        mprotect(shared_region, PAGE, PROT_NONE);
-        mprotect(shared_region + PAGE + MAX_SHARED_BYTES, PAGE, PROT_NONE);
+        shared_region = static_cast<unsigned char*>(reserve(MAX_SHARED_BYTES + 2 * GUARD));
+        mprotect(shared_region, GUARD, PROT_NONE);
+        mprotect(shared_region + GUARD + MAX_SHARED_BYTES, GUARD, PROT_NONE);
     }
     num_free_stacks = 0;
     for (unsigned int i = 0; i < num_used_stacks; i++) free_stacks[num_free_stacks++] = stacks + STACK_BYTES * i;
     state.dynamic_bytes = shared_bytes;
-    state.dynamic_shared = shared_region + PAGE + MAX_SHARED_BYTES - shared_bytes - slack();
+    state.dynamic_shared = shared_region + GUARD + MAX_SHARED_BYTES - shared_bytes - slack();
     static unsigned char* known = nullptr;
     segment_anchor = 0;
     if (known != reinterpret_cast<unsigned char*>(&segment_anchor)) dl_iterate_phdr(find_segment, nullptr);
@@ -308,12 +312,13 @@ void open_runtime(unsigned int shared_bytes) {
 const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 
 void on_signal(int number, siginfo_t* info, void*) {
+    if (!state.current) signal(number, SIG_DFL), raise(number);  // not a kernel's fault
     unsigned char* at = static_cast<unsigned char*>(info->si_addr);
     const char* what = number == SIGFPE ? "division by zero" : number == SIGILL ? "illegal instruction" : nullptr;
     if (what) fail("%s", what);
     if (at >= stacks && at < stacks + STACK_BYTES * MAX_THREADS)
-        fail("more than %zu bytes of local memory", STACK_BYTES - PAGE);
-    if (at >= shared_region && at < shared_region + MAX_SHARED_BYTES + 2 * PAGE)
+        fail("more than %zu bytes of local memory", STACK_BYTES - OFFSETS - PAGE);
+    if (at >= shared_region && at < shared_region + MAX_SHARED_BYTES + 2 * GUARD)
         fail("access to byte %td of %u bytes of dynamic shared memory", at - state.dynamic_shared, state.dynamic_bytes);
     fail("illegal address %p", info->si_addr);
 }
