@@ -1,6 +1,6 @@
 // architectures: 90a
-// Convolutions and their gradients as implicit matrix products on Hopper: conv2d_wgmma.cuh with what to load and where to
-// store. The copy engine's im2col mode walks over the images, and puts zeros where a window reaches beyond them.
+// Convolutions and their gradients as implicit matrix products on Hopper: conv2d_wgmma.cuh with what to load and where
+// to store. The copy engine's im2col mode walks over the images, and puts zeros where a window reaches beyond them.
 #include "conv2d_wgmma.cuh"
 
 // Rows of a product that are pixels: a grid of `height` x `width` base pixels an image; that of row (image, i, j) is
@@ -52,6 +52,7 @@ struct Item {
 template <typename Tile>
 __device__ __forceinline__ void load_forward(unsigned char* shared, Ring& ring, const TensorMap* images,
                                              const TensorMap* filters, const Item& item, const Forward& f) {
+    if (item.steps == 0) return;  // no tap reaches these pixels
     constexpr int pieces = Tile::M / 128;
     int image[pieces], h[pieces], w[pieces];
 #pragma unroll
@@ -92,9 +93,12 @@ __device__ __forceinline__ void store_forward(const float (&sums)[Tile::BLOCKS][
     constexpr int width = SLAB / sizeof(Out) < Tile::N ? SLAB / sizeof(Out) : Tile::N;
     int first = item.column * Tile::N;
     y += f.out_first + item.split * f.out_split + first;
-    auto finish = [&](float sum, int column) {
-        float shift = bias != nullptr && first + column < f.columns ? bias[first + column] : 0.0f;
-        return activate(sum + shift, f.activation);
+    float low = f.activation == IDENTITY ? 1.0f : 0.1f;
+    bool relu = f.activation == RELU;
+    auto finish = [&](float sum, int column) {  // as `activate`, in selections instead of branches
+        float x = bias == nullptr ? sum : sum + bias[min(first + column, f.columns - 1)];
+        float below = relu ? (x == x ? 0.0f : x) : low * x;
+        return x > 0.0f ? x : below;
     };
     auto row = [&](int r, int slab) -> Out* {
         int m = item.row * Tile::M + r;

@@ -1,8 +1,8 @@
 // The pipeline of conv2d_wgmma.cu: one warp group loads, two multiply.
 //
-// A block has three groups of four warps. A thread of the first has the copy engine fill a ring of stages, each one step
-// of 128 bytes (64 bf16 or 32 tf32) along the dimension that is summed; the others multiply them, each its own rows of
-// the block's tile, and store it. A stage passes between them by two barriers, "full" and "empty". Blocks stay and take
+// A block has three groups of four warps. A thread of the first has the copy engine fill a ring of stages, each one
+// step of 128 bytes (64 bf16 or 32 tf32) along the dimension that is summed; the others multiply them, each its own rows
+// of the block's tile, and store it. A stage passes between them by two barriers, "full" and "empty". Blocks stay and take
 // tile after tile, so that the next tile's stages are loaded while one is stored.
 //
 // After: NVIDIA, CUTLASS, "Efficient GEMM in CUDA" (warp-specialised kernels); Chetlur et al., arXiv:1410.0759
@@ -108,9 +108,7 @@ __device__ __forceinline__ void consume(float (&sums)[Tile::BLOCKS][Tile::N / 2]
     if (steps > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + previous);
     if (steps == 0) {
 #pragma unroll
-        for (int block = 0; block < Tile::BLOCKS; ++block)
-#pragma unroll
-            for (int i = 0; i < Tile::N / 2; ++i) sums[block][i] = 0.0f;
+        for (int block = 0; block < Tile::BLOCKS; ++block) clear(sums[block]);
     }
 }
 
@@ -120,7 +118,7 @@ template <> struct Pair<bf16> { bf16 values[2]; };
 
 struct alignas(16) Vector { uint32 words[4]; };
 
-// Put columns `first` to `first + width` of a 64-row block into this group's slab; `finish(sum, column)` makes elements.
+// Put columns `first` to `first + width` of a 64-row block into this group's slab, made of sums by `finish(sum, column)`.
 template <typename Out, int width, int registers, typename Finish>
 __device__ __forceinline__ void fill_slab(unsigned char* slab, const float (&sums)[registers], int first,
                                           Finish finish) {
@@ -147,15 +145,18 @@ template <typename Out, int width, typename Row>
 __device__ __forceinline__ void store_slab(const unsigned char* slab, int columns, bool aligned, Row row) {
     constexpr int each = 16 / sizeof(Out);
     constexpr int vectors = width / each;
-    for (int i = threadIdx.x % GROUP; i < 64 * vectors; i += GROUP) {
-        int column = i % vectors * each;
+    static_assert(64 * vectors % GROUP == 0, "every thread stores as many vectors");
+#pragma unroll 1  // short code matters more than latency: there are many slabs
+    for (int turn = 0; turn < 64 * vectors / GROUP; ++turn) {
+        int i = turn * GROUP + threadIdx.x % GROUP, column = i % vectors * each;
         Out* to = row(i / vectors);
         if (to == nullptr || column >= columns) continue;
         const unsigned char* from = slab + i / vectors * SLAB_PITCH + i % vectors * 16;
         if (aligned && column + each <= columns) {
             *reinterpret_cast<Vector*>(to + column) = *reinterpret_cast<const Vector*>(from);
         } else {
-            for (int e = 0; e < each && column + e < columns; ++e) to[column + e] = reinterpret_cast<const Out*>(from)[e];
+            for (int e = 0; e < each && column + e < columns; ++e)
+                to[column + e] = reinterpret_cast<const Out*>(from)[e];
         }
     }
 }

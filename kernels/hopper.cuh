@@ -26,7 +26,9 @@ __device__ __forceinline__ void barrier_init(uint64* barrier, uint32 count) {
 }
 
 // Makes initialised barriers known to the copy engine.
-__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory"); }
+__device__ __forceinline__ void barrier_init_fence() {
+    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
 
 __device__ __forceinline__ void barrier_arrive(uint64* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_window(barrier)) : "memory");
@@ -38,7 +40,7 @@ __device__ __forceinline__ void barrier_arrive_expect(uint64* barrier, uint32 by
                  : "memory");
 }
 
-// Return once the phase of this parity has ended. A new barrier is in phase 0, and its "previous" one, of parity 1, has.
+// Return once the phase of this parity has ended. A new barrier is in phase 0; that before it, of parity 1, has ended.
 __device__ __forceinline__ void barrier_wait(uint64* barrier, uint32 parity) {
     asm volatile(
         "{\n"
@@ -65,8 +67,8 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 
 __device__ __forceinline__ void load_tiled_2d(void* shared, const TensorMap* map, uint64* barrier, int c0, int c1) {
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];\n" ::"r"(
-            shared_window(shared)),
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+        "[%2];\n" ::"r"(shared_window(shared)),
         "l"(map), "r"(shared_window(barrier)), "r"(c0), "r"(c1)
         : "memory");
 }
@@ -108,6 +110,12 @@ template <int newest> __device__ __forceinline__ void product_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(newest) : "memory");
 }
 
+// Zeros for accumulators that no product sets. Volatile, so that they stay behind their branch.
+template <int registers> __device__ __forceinline__ void clear(float (&d)[registers]) {
+#pragma unroll
+    for (int i = 0; i < registers; ++i) asm volatile("mov.f32 %0, 0f00000000;\n" : "=f"(d[i]));
+}
+
 // d (64 x n) = a (64 x 32 bytes) * b (32 bytes x n), plus d where `accumulate` is not zero; a and b by descriptor.
 // `transposed`: both matrices lie in memory along m and n, not along the dimension that is summed (bf16 only).
 // Thread t of the group holds, of each 8 columns j, elements (row, 8 j + column), (row, 8 j + column + 1) and both 8
@@ -124,8 +132,8 @@ template <int newest> __device__ __forceinline__ void product_wait() {
 #define REGISTERS_3 \
     ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define FLOATS_8(i) \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define FLOATS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define FLOATS_8(i) FLOATS_4(i), FLOATS_4(i + 4)
 #define FLOATS_32(i) FLOATS_8(i), FLOATS_8(i + 8), FLOATS_8(i + 16), FLOATS_8(i + 24)
 #define PRODUCTS(n, registers, a, b, accumulate, transposed_, ...)                                                \
     template <int transposed>                                                                                     \
@@ -145,14 +153,16 @@ template <int newest> __device__ __forceinline__ void product_wait() {
     }
 PRODUCTS(64, REGISTERS_0, "%32", "%33", "%34", "%35", FLOATS_32(0))
 PRODUCTS(128, REGISTERS_0 REGISTERS_1, "%64", "%65", "%66", "%67", FLOATS_32(0), FLOATS_32(32))
-PRODUCTS(192, REGISTERS_0 REGISTERS_1 REGISTERS_2, "%96", "%97", "%98", "%99", FLOATS_32(0), FLOATS_32(32), FLOATS_32(64))
-PRODUCTS(256, REGISTERS_0 REGISTERS_1 REGISTERS_2 REGISTERS_3, "%128", "%129", "%130", "%131", FLOATS_32(0), FLOATS_32(32), FLOATS_32(64), FLOATS_32(96))
+PRODUCTS(192, REGISTERS_0 REGISTERS_1 REGISTERS_2, "%96", "%97", "%98", "%99",
+         FLOATS_32(0), FLOATS_32(32), FLOATS_32(64))
+PRODUCTS(256, REGISTERS_0 REGISTERS_1 REGISTERS_2 REGISTERS_3, "%128", "%129", "%130", "%131",
+         FLOATS_32(0), FLOATS_32(32), FLOATS_32(64), FLOATS_32(96))
 #undef PRODUCTS
 #endif
 
-// Describe a matrix in shared memory that was loaded with the 128-byte swizzle: rows of 128 bytes, eight of which are the
-// pattern, at an address divisible by 1024 (plus less than 128 to begin within a row). `stride`: bytes from eight rows
-// to the next eight; `leading`: bytes from 128 bytes of a row to the next, where a row lies along m or n.
+// Describe a matrix in shared memory that was loaded with the 128-byte swizzle: rows of 128 bytes, eight of which are
+// the pattern, at an address divisible by 1024 (plus less than 128 to begin within a row). `stride`: bytes from eight
+// rows to the next eight; `leading`: bytes from 128 bytes of a row to the next, where a row lies along m or n.
 __device__ __forceinline__ uint64 matrix_descriptor(const void* shared, int leading, int stride) {
     return (static_cast<uint64>(shared_window(shared) & 0x3FFFF) >> 4) | (static_cast<uint64>(leading >> 4) << 16) |
            (static_cast<uint64>(stride >> 4) << 32) | (1ull << 62);

@@ -299,6 +299,7 @@ template <int newest> inline void product_wait(EMULATION_PLACE) {
     if (newest == 0) mine.fenced = false;
     __syncwarp(emulation::FULL_MASK, file, line);  // .sync.aligned: the lanes of a warp go on together
 }
+template <int registers> inline void clear(float (&d)[registers]) { std::memset(d, 0, sizeof(d)); }
 template <int transposed, int registers>
 inline void product_bf16(float (&d)[registers], uint64 a, uint64 b, int accumulate) {
     emulation::start_product(d, 2 * registers, 2, transposed, a, b, accumulate);
