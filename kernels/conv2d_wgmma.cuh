@@ -1,9 +1,9 @@
 // The pipeline of conv2d_wgmma.cu: one warp group loads, two multiply.
 //
 // A block has three groups of four warps. A thread of the first has the copy engine fill a ring of stages, each one
-// step of 128 bytes (64 bf16 or 32 tf32) along the dimension that is summed; the others multiply them, each its own rows
-// of the block's tile, and store it. A stage passes between them by two barriers, "full" and "empty". Blocks stay and take
-// tile after tile, so that the next tile's stages are loaded while one is stored.
+// step of 128 bytes (64 bf16 or 32 tf32) along the dimension that is summed; the others multiply them, each its own
+// rows of the block's tile, and store it. A stage passes between them by two barriers, "full" and "empty". Blocks stay
+// and take tile after tile, so that the next tile's stages are loaded while one is stored.
 //
 // After: NVIDIA, CUTLASS, "Efficient GEMM in CUDA" (warp-specialised kernels); Chetlur et al., arXiv:1410.0759
 // (implicit products).
@@ -118,7 +118,7 @@ template <> struct Pair<bf16> { bf16 values[2]; };
 
 struct alignas(16) Vector { uint32 words[4]; };
 
-// Put columns `first` to `first + width` of a 64-row block into this group's slab, made of sums by `finish(sum, column)`.
+// Put columns `first` to `first + width` of a 64-row block into this group's slab, as `finish(sum, column)` has them.
 template <typename Out, int width, int registers, typename Finish>
 __device__ __forceinline__ void fill_slab(unsigned char* slab, const float (&sums)[registers], int first,
                                           Finish finish) {

@@ -59,6 +59,9 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Lets products and the copy engine see what this thread has written to shared memory.
+__device__ __forceinline__ void shared_fence() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+
 // ---- the copy engine: global to shared memory, zeros outside the tensor, bytes counted by `barrier` ----
 
 __device__ __forceinline__ void prefetch_map(const TensorMap* map) {

@@ -268,6 +268,7 @@ inline void named_barrier(int id, int threads, EMULATION_PLACE) {
     emulation::wait_until(all_there, &awaited, file, line);
 }
 
+inline void shared_fence() {}
 inline void prefetch_map(const TensorMap*) {}
 inline void load_tiled_2d(void* shared, const TensorMap* map, uint64* barrier, int c0, int c1) {
     emulation::start_copy(shared, emulation::open_map(map, false, 2), barrier, {c0, c1, 0, 0}, {0, 0});

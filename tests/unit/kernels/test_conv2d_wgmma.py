@@ -142,7 +142,7 @@ def test_forward(hopper, random, name, compute) -> None:
 
 
 @pytest.mark.parametrize("compute", ["bf16", "tf32"])
-@pytest.mark.parametrize("name", [name for name in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_backward_input(hopper, random, name, compute) -> None:
     backward_input(hopper, random, CASES[name], compute, PIXEL_TILES["128x64"])
 
