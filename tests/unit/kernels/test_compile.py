@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib.util
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,13 @@ SPEC.loader.exec_module(report_kernels)
 
 SOURCES = sorted(report_kernels.KERNELS.glob("*.cu"))
 JOBS = [(source.stem, target) for source in SOURCES for target in report_kernels.targets(source)]
-ALLOWED_SPILLS: dict[tuple[str, str], int] = {}
-"""Bytes that a kernel may spill on an architecture: (kernel, target) -> bytes. Each with its reason."""
+ALLOWED_SPILLS = {
+    # Tiles that take all 255 registers of a thread: a few addresses of the copies go out.
+    r"conv2d_(forward|weight)_mma_(128x128|256x128|256x64)\w*": 48,
+    # Launch bounds hold these to 128 or 168 registers, so that two or three blocks share a multiprocessor.
+    r"conv2d_(forward|input|weight)_simt_(64x64|128x64|128x128)_v[14]_(f32|bf16)": 312,
+}
+"""Bytes of stores and loads together that kernels may spill, by patterns of their names; none, if there is no pattern."""
 
 needs_nvcc = pytest.mark.skipif(report_kernels.nvcc() is None, reason="compiling kernels needs nvcc")
 
@@ -28,6 +34,10 @@ needs_nvcc = pytest.mark.skipif(report_kernels.nvcc() is None, reason="compiling
 def started():
     """Begin with all files at once: each test waits for its own only."""
     return report_kernels.start(SOURCES)
+
+
+def allowed_spills(kernel: str) -> int:
+    return max((limit for pattern, limit in ALLOWED_SPILLS.items() if re.fullmatch(pattern, kernel)), default=0)
 
 
 @needs_nvcc
@@ -39,9 +49,7 @@ def test_kernels_compile_without_spills(source, target) -> None:
     assert report.complaints == []
     assert report.usages, "no kernel in the file"
     print("\n".join(report_kernels.table([report])))
-    spilled = {(usage.kernel, target): usage.spills for usage in report.usages if usage.spills}
-    excess = {kernel: spills for kernel, spills in spilled.items() if spills > ALLOWED_SPILLS.get(kernel, 0)}
-    assert excess == {}
+    assert {usage.kernel: usage.spills for usage in report.usages if usage.spills > allowed_spills(usage.kernel)} == {}
 
 
 PTXAS = """
@@ -97,6 +105,6 @@ def test_spills_and_errors_are_found(tmp_path) -> None:
     report = report_kernels.compile_file(source, "90a")
     assert report.problem == ""
     assert [usage.kernel for usage in report.usages] == ["spilling"]
-    assert report.usages[0].spills > 0
+    assert report.usages[0].spills > allowed_spills("spilling") == 0
     source.write_text('extern "C" __global__ void broken() { return 1; }\n')
     assert "error" in report_kernels.compile_file(source, "90a").problem
