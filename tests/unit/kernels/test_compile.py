@@ -25,7 +25,7 @@ ALLOWED_SPILLS = {
     # Launch bounds hold these to 128 or 168 registers, so that two or three blocks share a multiprocessor.
     r"conv2d_(forward|input|weight)_simt_(64x64|128x64|128x128)_v[14]_(f32|bf16)": 312,
 }
-"""Bytes of stores and loads together that kernels may spill, by patterns of their names; none, if there is no pattern."""
+"""Bytes of stores and loads together that kernels may spill, by patterns of their names; others may not."""
 
 needs_nvcc = pytest.mark.skipif(report_kernels.nvcc() is None, reason="compiling kernels needs nvcc")
 
