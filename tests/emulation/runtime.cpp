@@ -11,6 +11,7 @@
 
 #include "checks.h"
 #include "entry.h"
+#include "switch.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -29,6 +30,7 @@ Fiber fibers[MAX_THREADS];
 Warp warps[MAX_THREADS / WARP];
 unsigned int warp_order[MAX_THREADS / WARP], lane_order[WARP];
 unsigned int num_threads, num_warps, live;
+unsigned long long conditions_met;  // by fibers that had to wait
 
 unsigned char *stacks, *shared_region;
 Copy* copy_lists;
@@ -43,35 +45,6 @@ char* message;
 size_t message_bytes;
 
 }  // namespace
-
-#ifndef __x86_64__
-#error "the switch between fibers is written for x86-64"
-#endif
-// Save the registers that a function keeps and the stack pointer; take those that were saved at `next`.
-extern "C" void emulation_switch(void** saved, void* next);
-asm(R"(
-    .text
-    .hidden emulation_switch
-    .type emulation_switch, @function
-emulation_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    popq %rcx
-    jmp *%rcx
-    .size emulation_switch, .-emulation_switch
-)");
 
 namespace {
 
@@ -119,7 +92,7 @@ void end_fiber() {
     warp.live &= ~(1u << fiber.lane);
     fiber.wait = Wait::ENDED;
     live--;
-    for (unsigned int lane = 0; lane < WARP; lane++)  // those that waited for this one too
+    for (unsigned int lane = 0; lane < WARP && warp.waiting; lane++)  // those that waited for this one too
         if (warp.waiting >> lane & 1 && warp.mask[lane] >> fiber.lane & 1) meet(warp, warp.mask[lane]);
     free_stacks[num_free_stacks++] = fiber.stack;
     void* unused;
@@ -162,11 +135,11 @@ bool run_warp(unsigned int warp) {
         for (unsigned int i = 0; i < WARP && !failed; i++) {
             if (lane_order[i] >= count) continue;
             Fiber& fiber = fibers[first + lane_order[i]];
-            if (fiber.wait == Wait::NOTHING ||
-                (fiber.wait == Wait::CONDITION && fiber.condition(fiber.condition_argument))) {
-                resume(fiber);
-                moved = true;
-            }
+            if (fiber.wait != Wait::NOTHING && fiber.wait != Wait::CONDITION) continue;
+            unsigned long long before = conditions_met;
+            bool ready = fiber.wait == Wait::NOTHING;
+            resume(fiber);
+            moved |= ready || conditions_met != before;
         }
         if (!moved || failed) return moved_before;
     }
@@ -194,7 +167,7 @@ bool release_block() {
         if (fiber.wait == Wait::ENDED) continue;
         if (fiber.wait != Wait::BLOCK) return false;
         if (!first) first = &fiber;
-        if (fiber.line != first->line || strcmp(fiber.file, first->file)) {
+        if (fiber.line != first->line || (fiber.file != first->file && strcmp(fiber.file, first->file))) {
             snprintf(message, message_bytes,
                      "divergent barrier: thread (%u, %u, %u) waits for the block at %s:%d, thread (%u, %u, %u) at %s:%d",
                      first->index.x, first->index.y, first->index.z, first->file, first->line, fiber.index.x,
@@ -358,9 +331,9 @@ void wait_for_lanes(unsigned int mask, Collective function, void* operands, cons
 
 void wait_until(bool (*condition)(void*), void* argument, const char* file, int line) {
     if (condition(argument)) return;
-    state.current->condition = condition;
-    state.current->condition_argument = argument;
-    park(Wait::CONDITION, file, line);
+    do park(Wait::CONDITION, file, line);
+    while (!condition(argument));
+    conditions_met++;
 }
 
 }  // namespace emulation

@@ -97,3 +97,18 @@ extern "C" __global__ void round_bf16(const float* x, bf16* y, float* back, int 
     y[i] = to_bf16(x[i]);
     back[i] = to_float(y[i]);
 }
+
+#ifdef HPCNN_EMULATION
+// Warps take turns in descending order; `turns` below the number of warps leaves some of them waiting for ever.
+extern "C" __global__ void turns(int* y, int turns) {
+    __shared__ volatile int turn;
+    if (threadIdx.x == 0) turn = turns - 1;
+    __syncthreads();
+    int warp = threadIdx.x / 32;
+    auto mine = [](void* warp) { return turn == *static_cast<int*>(warp); };
+    emulation::wait_until(mine, &warp, __FILE__, __LINE__);
+    y[threadIdx.x] = turns - turn;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) turn = turn - 1;
+}
+#endif

@@ -78,6 +78,14 @@ def test_votes_of_a_block(emulator) -> None:
         assert (y == expected).all()
 
 
+def test_threads_wait_for_conditions(emulator) -> None:
+    y = emulator.empty((128,), np.int32)
+    emulator.launch("exchange", "turns", (1,), (128,), y, np.int32(4))
+    np.testing.assert_array_equal(y, 4 - np.arange(128) // 32)
+    with pytest.raises(EmulationError, match=r"wait for ever: .*thread \(\d+, 0, 0\) waits for a condition at"):
+        emulator.launch("exchange", "turns", (1,), (128,), y, np.int32(3))
+
+
 def test_the_last_block_sees_all_others(emulator, random) -> None:
     x = emulator.upload(random.standard_normal(37).astype(np.float32))
     arrived = emulator.upload(np.zeros(1, np.uint32))
