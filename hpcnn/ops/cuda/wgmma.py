@@ -128,7 +128,19 @@ def candidates(problem: Problem) -> list[Candidate]:
     tiles = PIXEL_TILES
     splits = 1 if len(walks) > 1 else device().num_processors
     plans = _plans(tiles, rows, lambda tile: -(-columns // tile.columns), steps, splits)
-    return [Candidate(_name(tile, n), _PixelProduct(problem, walks, tile, n)) for tile, n in plans]
+    return [candidate(problem, tile, n) for tile, n in plans]
+
+
+def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
+    """Return a way to compute one of the problems that this module takes, in tiles and parts of one's choice.
+
+    `splits` must not be more than the product has steps, and 1 for input gradients of convolutions with strides.
+    """
+    name = f"wgmma_{tile.name}" + (f"_split{splits}" if splits > 1 else "")
+    if problem.kind == "weight":
+        return Candidate(name, _WeightProduct(problem, _forward_walks(problem)[0], tile, splits))
+    walks = _forward_walks(problem) if problem.kind == "forward" else _input_walks(problem)
+    return Candidate(name, _PixelProduct(problem, walks, tile, splits))
 
 
 def _weight_candidates(problem: Problem) -> list[Candidate]:
@@ -138,7 +150,7 @@ def _weight_candidates(problem: Problem) -> list[Candidate]:
     units = g.r * g.s * -(-g.c // 64)
     steps = -(-g.n * g.p * g.q // 64)
     plans = _plans(WEIGHT_TILES, g.k, lambda tile: -(-units * 64 // tile.columns), steps, device().num_processors)
-    return [Candidate(_name(tile, n), _WeightProduct(problem, walk, tile, n)) for tile, n in plans]
+    return [candidate(problem, tile, n) for tile, n in plans]
 
 
 def _plans(tiles: tuple[Tile, ...], rows: int, across: Any, steps: int, max_splits: int) -> list[tuple[Tile, int]]:
@@ -152,10 +164,6 @@ def _plans(tiles: tuple[Tile, ...], rows: int, across: Any, steps: int, max_spli
             partial = 4 * places * tile.rows * tile.columns * (splits + 1) / 1500 + 5000 if splits > 1 else 0
             cost[tile, splits] = cycles + partial
     return sorted(cost, key=lambda plan: cost[plan])[:OFFERED]
-
-
-def _name(tile: Tile, splits: int) -> str:
-    return f"wgmma_{tile.name}" + (f"_split{splits}" if splits > 1 else "")
 
 
 def _chunks(problem: Problem, channels: int) -> int:
