@@ -95,8 +95,8 @@ __device__ __forceinline__ void lars(float* value, const float* grad, float* vel
 KERNELS(vector, 4)
 KERNELS(scalar, 1)
 
-// Sums of squares of stretches of one array, in float64: stretch s is bounds[2 * s] to bounds[2 * s + 1], or all `count`
-// elements without bounds. The order of a sum depends on the length of its stretch only.
+// Sums of squares of stretches of one array, in float64: stretch s is bounds[2 * s] to bounds[2 * s + 1]; without
+// bounds, all `count` elements. The order of a sum depends on the length of its stretch only.
 
 // Blocks that share a stretch; hpcnn.ops.cuda.update has the same in Python.
 __device__ __forceinline__ int64 blocks_of(int64 count) { return min(int64(1024), ceil_div(count, 1024)); }
