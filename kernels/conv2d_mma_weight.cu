@@ -242,13 +242,11 @@ __device__ __forceinline__ void weight_tile(const T* x, const T* grad_output, fl
     }
 
 WEIGHT(256x128_bf16, bf16, 256, 128, 32, 4, 2, 4, 16)
-WEIGHT(256x128_deep_bf16, bf16, 256, 128, 64, 4, 2, 3, 16)
 WEIGHT(128x128_bf16, bf16, 128, 128, 32, 2, 2, 4, 16)
 WEIGHT(64x128_bf16, bf16, 64, 128, 32, 2, 2, 4, 16)
 WEIGHT(64x64_bf16, bf16, 64, 64, 64, 2, 2, 3, 16)
 WEIGHT(64x64_narrow_bf16, bf16, 64, 64, 32, 2, 2, 4, 8)
 WEIGHT(256x128_tf32, float, 256, 128, 16, 4, 2, 4, 16)
-WEIGHT(256x128_deep_tf32, float, 256, 128, 32, 4, 2, 3, 16)
 WEIGHT(128x128_tf32, float, 128, 128, 16, 2, 2, 4, 16)
 WEIGHT(64x128_tf32, float, 64, 128, 16, 2, 2, 4, 16)
 WEIGHT(64x64_tf32, float, 64, 64, 32, 2, 2, 3, 16)
