@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from hpcnn.cli.environment import Facts, output
 from hpcnn.cli.table import format_table, quantity
-from hpcnn.errors import DeviceError
+from hpcnn.errors import ConfigError, DeviceError
 
 NO_ARCHITECTURE = "gpu: which architecture to compile for is not known without a GPU. Name it: --arch 80,90."
 
@@ -65,7 +65,9 @@ def compile_kernels(architectures: str | None) -> list[Facts]:
     Raises
     ------
     DeviceError
-        If none are named and there is no GPU, or a name is not one.
+        If none are named and there is no GPU.
+    ConfigError
+        If a name is no architecture.
     """
     from hpcnn.ops.cuda import compile
 
@@ -78,7 +80,7 @@ def compile_kernels(architectures: str | None) -> list[Facts]:
         names = [name.strip().removeprefix("sm_") for name in architectures.split(",")]
     for name in names:
         if not re.fullmatch(r"\d{2,3}[af]?", name):
-            raise DeviceError(f"gpu: --arch: {name!r} is no architecture; they are numbers such as 80 or 90a.")
+            raise ConfigError(f"doctor: --arch: {name!r} is no architecture; they are numbers such as 80 or 90a.")
     return [line._asdict() for line in compile.compile_all(names)]
 
 

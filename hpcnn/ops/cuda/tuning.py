@@ -39,12 +39,10 @@ def fastest(key: str, names: Sequence[str], measure: Callable[[str], float]) -> 
     measure : callable
         Returns seconds, as `device().measure` does; math.inf for a candidate that cannot do it.
     """
-    known = _adopted.get(key) or _tables.get(_file(), {}).get(key, "")
-    if known in names:
-        return known
     if len(names) == 1 or os.environ.get(VARIABLE, "").lower() == "off":
         return names[0]
-    return _look_or_measure(key, names, measure)
+    known = _adopted.get(key) or _tables.get(_file(), {}).get(key, "")
+    return known if known in names else _look_or_measure(key, names, measure)
 
 
 def export() -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from hpcnn.errors import DeviceError
 from hpcnn.ops import backend
 from hpcnn.ops.cuda import device as devices
+from hpcnn.ops.cuda import tuning
 from tests.emulation import build
 from tests.emulation.emulator import Emulator
 
@@ -22,8 +23,12 @@ def emulator(**settings) -> Emulator:
 
 
 @pytest.fixture(params=["emulation", pytest.param("gpu", marks=pytest.mark.gpu)])
-def device(request):
-    """A device to launch kernels on, in use by `hpcnn.ops.cuda`; the emulation takes another order at every launch."""
+def device(request, monkeypatch):
+    """A device to launch kernels on, in use by `hpcnn.ops.cuda`; the emulation takes another order at every launch.
+
+    Kernels are chosen by the order in which they are offered, the same on both: the emulation's clock says nothing.
+    """
+    monkeypatch.setenv(tuning.VARIABLE, "off")
     if request.param == "emulation":
         chosen = emulator()
     else:
