@@ -2,9 +2,9 @@
 //
 // Both gather: an output pixel sums filter taps times source pixels that lie an arithmetic progression apart. A strided
 // input gradient falls into phases (output pixels by their remainder modulo the stride), each of which meets its own
-// progression of taps, so that no product with a zero is made. `Gather` states all of this in integers; which pass it is
-// the kernel does not know. Rows of D are output pixels of one phase, columns filters; the reduction runs over tap rows,
-// tap columns and channels, channels fastest, as both operands lie in memory.
+// progression of taps, so that no product with a zero is made. `Gather` states all of this in integers; which pass it
+// is the kernel does not know. Rows of D are output pixels of one phase, columns filters; the reduction runs over tap
+// rows, tap columns and channels, channels fastest, as both operands lie in memory.
 //
 // The reduction may be split among blocks: then partial sums go to scratch, and conv2d_mma_reduce adds them in order.
 #include "conv2d_mma.cuh"
