@@ -113,6 +113,11 @@ def on_host(x: Array) -> bool:
     return isinstance(x, np.ndarray)
 
 
+def on_device(x: Any) -> bool:
+    """Return whether something is an array in the memory of a GPU."""
+    return not isinstance(x, np.ndarray) and hasattr(x, "__cuda_array_interface__")
+
+
 def to_host(x: Array) -> np.ndarray:
     """Return an array in host memory, having waited for what makes it; itself where it lives there."""
     return x if isinstance(x, np.ndarray) else x.get()

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from hpcnn import arrays
+from hpcnn.comm.collective import check_array
 from hpcnn.comm.counters import Traffic
-from hpcnn.comm.engine import Engine, check_array
+from hpcnn.comm.engine import Engine
 from hpcnn.comm.library import load
 from hpcnn.comm.persistent import among, within
 from hpcnn.errors import CommError
@@ -115,7 +116,7 @@ def allgather(
     start, stop = bounds[engine.rank : engine.rank + 2]
     if stop - start != block.shape[0]:
         raise CommError(f"comm: block (={block.shape[0]} rows) must have counts[rank] (={stop - start}) rows.")
-    whole = arrays.empty((bounds[-1], *block.shape[1:]), block.dtype)
+    whole: np.ndarray = arrays.empty((bounds[-1], *block.shape[1:]), block.dtype)
     check_array(whole)
     whole[start:stop] = block
     bounds = _boundaries(counts, _row_size(whole), engine.size)

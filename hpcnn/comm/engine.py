@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from hpcnn import arrays
+from hpcnn.arrays import Array
 from hpcnn.comm.background import Background
-from hpcnn.comm.collective import Collective, OfLibrary, Scheduled
+from hpcnn.comm.collective import Collective, OfLibrary, Scheduled, check_fits
 from hpcnn.comm.counters import Communication, Traffic
 from hpcnn.comm.library import load, node_map
 from hpcnn.comm.small import SMALL_BYTES, SMALL_TYPES, run_small, scratch_bytes
+from hpcnn.comm.staging import Staged, Touched, touched
 from hpcnn.comm.verdict import Waiting
 from hpcnn.comm.wait import Patience
 from hpcnn.comm.watchdog import Watchdog
 from hpcnn.errors import CommError
+from hpcnn.gpu import Copies, CopyStream
 from hpcnn.plan.machine import DEFAULT, LONGEST_SEGMENT_BYTES, Machine
 from hpcnn.plan.schedules import Schedule
 from hpcnn.timeline import OFF, Timeline
@@ -65,6 +68,8 @@ class Engine:
         What links and additions cost, for algorithms that are left to choose; equal on all ranks.
     timeline : Timeline
         Where runs and waits are recorded.
+    copies : Copies or None
+        Between device and host; made with the first collective on a device array.
     """
 
     def __init__(self, comm: MPI.Intracomm, *, segment_bytes: int = LONGEST_SEGMENT_BYTES) -> None:
@@ -99,13 +104,14 @@ class Engine:
         self._num_waiting = 0
         self._num_runs = 0
         self._watchdog: Watchdog | None = None
+        self.copies: Copies | None = None
 
     # -- making -----------------------------------------------------------------------------------------------------
 
     def prepare(
         self,
         schedule: Schedule,
-        array: np.ndarray,
+        array: Array,
         *,
         label: str = "",
         priority: int = 0,
@@ -118,8 +124,9 @@ class Engine:
         ----------
         schedule : Schedule
             This rank's schedule, for as many elements as `array` has.
-        array : ndarray
-            C-contiguous and writable, of any shape and number type; equal types on all ranks.
+        array : Array
+            C-contiguous and writable, of any shape and number type; equal types on all ranks. One on a device is staged
+            through the host.
         label : str
             What travels, for people.
         priority : int
@@ -138,13 +145,21 @@ class Engine:
             raise CommError(f"comm: more than {NUM_FIXED_TAGS} collectives are prepared. Use larger buckets.")
         tag = len(self._prepared)
         options = {"label": label, "priority": priority, "wire_type": wire, "round_result": round_result}
-        return self._keep(self._scheduled(schedule, array, tag, **options))
+        return self._keep(
+            self._staged(
+                array,
+                lambda host: self._scheduled(schedule, host, tag, **options),
+                lambda: touched(schedule, rounds=wire != "fp32"),
+            )
+        )
 
     def prepare_of_library(
         self,
-        begin: Callable[[MPI.Intracomm], MPI.Request],
-        end: Callable[[], None] = lambda: None,
+        array: Array,
+        begin: Callable[[MPI.Intracomm, np.ndarray], MPI.Request],
+        end: Callable[[np.ndarray], None] = lambda _: None,
         *,
+        parts: Touched,
         label: str = "",
         priority: int = 0,
         traffic: Traffic = Traffic(),  # noqa: B008 - frozen
@@ -152,10 +167,25 @@ class Engine:
     ) -> Collective:
         """Return a collective that starts by `begin`, on a communicator of its own, and ends by `end` (collective).
 
-        The communicator has `ranks`, or all; every rank must be in one such group.
+        Both get the array, flat and on the host; of one on a device, `parts` says what they read and write. The
+        communicator has `ranks`, or all; every rank must be in one such group.
         """
         own = cast("MPI.Intracomm", self.comm.Split(0 if ranks is None else min(ranks), self.rank))
-        return self._keep(OfLibrary(self, lambda: begin(own), end, label, priority, traffic))
+
+        def make(host: np.ndarray) -> Collective:
+            return OfLibrary(self, lambda: begin(own, host), lambda: end(host), label, priority, traffic)
+
+        return self._keep(self._staged(array, make, lambda: parts))
+
+    def _staged(
+        self, array: Array, make: Callable[[np.ndarray], Collective], parts: Callable[[], Touched]
+    ) -> Collective:
+        """Return the collective that `make` makes of a host array, on an array wherever it lives."""
+        if not arrays.on_device(array):
+            return make(array)
+        if self.copies is None:
+            self.copies = CopyStream()
+        return Staged(self, self.copies, array, make, parts())
 
     def _keep(self, collective: Collective) -> Collective:
         collective.index = len(self._prepared)
@@ -163,28 +193,25 @@ class Engine:
         return collective
 
     def _scheduled(self, schedule: Schedule, array: np.ndarray, tag: int, **options: object) -> Scheduled:
-        self._check(schedule, array)
+        check_fits(schedule, array)
         return Scheduled(self, schedule, array, tag, **options)  # type: ignore[arg-type]
-
-    @staticmethod
-    def _check(schedule: Schedule, array: np.ndarray) -> None:
-        check_array(array)
-        if array.size != schedule.count:
-            raise CommError(
-                f"comm: array (={array.size} elements) and schedule (={schedule.count} elements) must be equally long."
-            )
 
     # -- running ----------------------------------------------------------------------------------------------------
 
-    def run(self, schedule: Schedule, array: np.ndarray, label: str = "") -> None:
+    def run(self, schedule: Schedule, array: Array, label: str = "") -> None:
         """Run a schedule once, in place on `array`, and return when this rank has done its part (collective).
 
         All ranks must run the same schedules in the same order. Parameters and errors are those of `prepare`.
         """
+        if arrays.on_device(array):
+            host = arrays.to_host(array)
+            self.run(schedule, host, label)
+            arrays.overwrite(array, host)
+            return
         tag = self._next_tag
         self._next_tag = tag + 1 if tag + 1 < self._num_tags else NUM_FIXED_TAGS
         self._num_runs += 1
-        self._check(schedule, array)
+        check_fits(schedule, array)
         if array.nbytes <= SMALL_BYTES and array.dtype.char in SMALL_TYPES and not self._active:
             self._run_small(schedule, array, tag, label)
             return
@@ -368,16 +395,3 @@ class Engine:
 
 def _priority(collective: Collective) -> int:
     return collective.priority
-
-
-def check_array(array: np.ndarray) -> None:
-    """Raise CommError unless `array` can be summed and stored in place."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iufc" or not array.dtype.isnative:
-        what = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise CommError(f"comm: cannot exchange {what}; it must be a NumPy array of native integers or floats.")
-    flags = array.flags
-    if not (flags.c_contiguous and flags.writeable):
-        raise CommError(
-            f"comm: array of shape {array.shape} is not contiguous or not writable; collectives work in place."
-            " Pass a copy: np.array(x, order='C')."
-        )

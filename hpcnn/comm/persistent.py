@@ -13,20 +13,24 @@ from itertools import pairwise
 
 import numpy as np
 
+from hpcnn.arrays import Array
 from hpcnn.comm.collective import Collective
 from hpcnn.comm.counters import Traffic
 from hpcnn.comm.engine import Engine
 from hpcnn.comm.library import load
+from hpcnn.comm.staging import Touched
 from hpcnn.comm.wire import wire_itemsize
 from hpcnn.errors import CommError
 from hpcnn.plan import choice, schedules
 from hpcnn.plan.schedules import Schedule
 from hpcnn.plan.schedules.schedule import mapped
 
+_ALL = (slice(None),)
+
 
 def prepare_allreduce(
     engine: Engine,
-    array: np.ndarray,
+    array: Array,
     algorithm: str = "auto",
     *,
     label: str = "",
@@ -40,8 +44,8 @@ def prepare_allreduce(
     ----------
     engine : Engine
         Carries it on.
-    array : ndarray, shape (count,)
-        Summed in place.
+    array : Array, shape (count,)
+        Summed in place; on the host or on a device.
     algorithm : str
         "auto", "butterfly", "halving-doubling", "ring", "hierarchical" or "mpi".
     label, priority, wire
@@ -60,7 +64,9 @@ def prepare_allreduce(
         _refuse_narrow(wire)
         in_place = load().IN_PLACE
         return engine.prepare_of_library(
-            lambda comm: comm.Iallreduce(in_place, array),
+            array,
+            lambda comm, host: comm.Iallreduce(in_place, host),
+            parts=Touched(_ALL, _ALL),
             label=label,
             priority=priority,
             traffic=Traffic(1, array.nbytes),
@@ -82,7 +88,7 @@ def prepare_allreduce(
 
 def prepare_reduce_scatter(
     engine: Engine,
-    array: np.ndarray,
+    array: Array,
     boundaries: Sequence[int],
     algorithm: str = "auto",
     *,
@@ -100,11 +106,13 @@ def prepare_reduce_scatter(
     if algorithm == "mpi":
         _refuse_narrow(wire)
         sizes = [stop - start for start, stop in pairwise(boundaries)]
-        mine = array[boundaries[rank] : boundaries[rank + 1]]
-        result = np.empty_like(mine)
+        mine = slice(boundaries[rank], boundaries[rank + 1])
+        result = np.empty(sizes[rank], array.dtype)
         return engine.prepare_of_library(
-            lambda comm: comm.Ireduce_scatter(array, result, sizes),
-            lambda: np.copyto(mine, result),
+            array,
+            lambda comm, host: comm.Ireduce_scatter(host, result, sizes),
+            lambda host: np.copyto(host[mine], result),
+            parts=Touched(_ALL, (mine,)),
             label=label,
             priority=priority,
             traffic=Traffic(1, array.nbytes),
@@ -117,7 +125,7 @@ def prepare_reduce_scatter(
 
 def prepare_allgather(
     engine: Engine,
-    array: np.ndarray,
+    array: Array,
     boundaries: Sequence[int],
     algorithm: str = "auto",
     *,
@@ -135,9 +143,11 @@ def prepare_allgather(
         _refuse_narrow(wire)
         mpi = load()
         sizes = [stop - start for start, stop in pairwise(boundaries)]
-        whole = [array, sizes, list(boundaries[:-1]), mpi._typedict[array.dtype.char]]
+        places, kind = list(boundaries[:-1]), mpi._typedict[array.dtype.char]
         return engine.prepare_of_library(
-            lambda comm: comm.Iallgatherv(mpi.IN_PLACE, whole),
+            array,
+            lambda comm, host: comm.Iallgatherv(mpi.IN_PLACE, [host, sizes, places, kind]),
+            parts=Touched((slice(boundaries[rank], boundaries[rank + 1]),), _ALL),
             label=label,
             priority=priority,
             traffic=Traffic(1, sizes[rank] * array.itemsize),
@@ -150,7 +160,7 @@ def prepare_allgather(
 
 def prepare_alltoall(
     engine: Engine,
-    work: np.ndarray,
+    work: Array,
     counts: Sequence[Sequence[int]],
     *,
     label: str = "",
@@ -178,7 +188,7 @@ def within(engine: Engine, ranks: Sequence[int] | None) -> tuple[int, int, tuple
 
 
 def _block_algorithm(
-    engine: Engine, algorithm: str, kind: str, array: np.ndarray, wire: str, size: int, nodes: tuple[int, ...]
+    engine: Engine, algorithm: str, kind: str, array: Array, wire: str, size: int, nodes: tuple[int, ...]
 ) -> str:
     if algorithm == "halving-doubling":
         return "butterfly"

@@ -103,8 +103,8 @@ def _combine(
 ) -> tuple[Array, Array, int]:
     """Return the mean, biased variance and count over everyone from each one's own (collective).
 
-    One sum of float64 numbers: counts, sums, and sums of squares as count * (var + mean^2). They meet on the host, where
-    the ranks exchange them; the results live where `like` does.
+    One sum of float64 numbers: counts, sums, and sums of squares as count * (var + mean^2). They meet on the host,
+    where the ranks exchange them; the results live where `like` does.
     """
     mean, var = (arrays.to_host(one).astype(np.float64) for one in (mean, var))
     packed = np.concatenate([np.full(1, count, np.float64), count * mean, count * (var + mean * mean)])
