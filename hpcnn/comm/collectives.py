@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from hpcnn import arrays
+from hpcnn.arrays import Array
 from hpcnn.comm.collective import check_array
 from hpcnn.comm.counters import Traffic
 from hpcnn.comm.engine import Engine
@@ -33,7 +34,7 @@ MPI_CHUNK_BYTES = 1 << 30
 
 def allreduce(
     comm: MPI.Intracomm,
-    array: np.ndarray,
+    array: Array,
     algorithm: str = "auto",
     *,
     label: str = "",
@@ -45,8 +46,8 @@ def allreduce(
     ----------
     comm : mpi4py.MPI.Intracomm
         The ranks.
-    array : ndarray
-        C-contiguous numbers of any shape, equal shapes and types on all ranks.
+    array : Array
+        C-contiguous numbers of any shape, equal shapes and types on all ranks; one on a device goes over the host.
     algorithm : str
         "auto", "butterfly", "halving-doubling", "ring" or "mpi". The order of additions depends on it, so the last
         bits of the result do; only "mpi" leaves even equal bits on all ranks to the library.
