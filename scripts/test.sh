@@ -52,11 +52,18 @@ check "ruff format" ruff format --check .
 check "ruff check" ruff check .
 check "mypy" mypy
 check "shellcheck" shellcheck -x scripts/*.sh slurm/*.sbatch .ci/run
-check "unit tests" python -m pytest -q tests/unit
+check "unit tests" python -m pytest -q -m "not gpu" tests/unit
 for ranks in 1 2 3 4 5; do
     check "mpi tests on $ranks" mpi_tests "$ranks"
 done
-say "== gpu tests: skipped, this version has no GPU code"
+# The same tests of kernels that the emulation has passed, where there is a GPU.
+if ! nvidia-smi -L >/dev/null 2>&1; then
+    say "== gpu tests: skipped, nvidia-smi finds no GPU here"
+elif ! python -c 'import cupy' 2>/dev/null; then
+    say "== gpu tests: skipped, CuPy is not installed (pip install 'hpcnn[cuda13]')"
+else
+    check "gpu tests" python -m pytest -q -m gpu tests/unit/kernels
+fi
 
 say ""
 if [ ${#failed[@]} -gt 0 ]; then

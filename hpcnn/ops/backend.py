@@ -1,7 +1,8 @@
-"""Which implementation serves an array: oneDNN for float32 where its library loads, plain NumPy otherwise.
+"""Which implementation serves an array: CUDA for CuPy's; for NumPy's, oneDNN for float32 where its library loads.
 
-The choice is made once, at the first call, so that importing `hpcnn.ops` costs nothing. `HPCNN_ONEDNN=off` forces
-NumPy, `HPCNN_ONEDNN=path` names the library to load (see `hpcnn.ops.onednn`).
+Without that library, and for float64, plain NumPy serves. The choice is made once, at the first call, so that importing
+`hpcnn.ops` costs nothing. `HPCNN_ONEDNN=off` forces NumPy, `HPCNN_ONEDNN=path` names the library to load (see
+`hpcnn.ops.onednn`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from hpcnn.arrays import Array
 from hpcnn.errors import ShapeError
 from hpcnn.ops import cpu
 
-Name: TypeAlias = Literal["numpy", "onednn"]
+Name: TypeAlias = Literal["numpy", "onednn", "cuda"]
 Compute: TypeAlias = Literal["fp32", "tf32"]
 
 VARIABLE = "HPCNN_ONEDNN"
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+BFLOAT16 = "bfloat16"
+"""Name of the type that ml_dtypes brings; it need not be installed to recognise it."""
 
-# The implementation of float32 arrays; None until the first call asks for it.
+# The implementation of float32 NumPy arrays; None until the first call asks for it.
 _float32: ModuleType | None = None
+# That of CuPy arrays; None until the first comes along.
+_cuda: ModuleType | None = None
 _compute: Compute = "fp32"
 
 
@@ -35,18 +40,19 @@ def implementation(x: Array) -> ModuleType:
     Raises
     ------
     ShapeError
-        If `x` is not a float32 or float64 NumPy array.
+        If `x` is not a float32 or float64 NumPy array, or a float32 or bfloat16 CuPy array.
     """
     if not isinstance(x, np.ndarray):
-        kind = f"{type(x).__module__}.{type(x).__qualname__}"
-        raise ShapeError(
-            f"ops: array of type {kind}; this version computes on NumPy arrays. Copy it to the host first."
-        )
+        return _of_gpu_array(x)
     if x.dtype == np.float32:
         return _float32 if _float32 is not None else _choose()
-    if x.dtype != np.float64:
+    if x.dtype == np.float64:
+        return cpu
+    if x.dtype.type.__name__ != BFLOAT16:
         raise ShapeError(f"ops: array of type {x.dtype}; numbers must be float32 or float64. Convert it first.")
-    return cpu
+    if _float32 is None or _float32 is not _cuda:
+        raise ShapeError("ops: NumPy array of type bfloat16; bf16 is computed on GPUs. Convert it to float32 first.")
+    return _cuda
 
 
 def set_compute(which: Compute) -> None:
@@ -61,14 +67,31 @@ def compute() -> Compute:
 
 
 def name() -> str:
-    """Return which implementation serves float32 arrays, for logs: "onednn 3.2.0 (path)" or "numpy 2.3.1"."""
+    """Return which implementation serves float32 NumPy arrays, for logs: "onednn 3.2.0 (path)" or "numpy 2.3.1"."""
     chosen = _float32 if _float32 is not None else _choose()
+    if chosen is _cuda:
+        return f"cuda on {device_name()}"
     return f"numpy {np.__version__}" if chosen is cpu else str(chosen.describe())
+
+
+def device_name() -> str:
+    """Return what serves CuPy arrays, for logs: "NVIDIA H100 80GB HBM3 (sm_90)".
+
+    Raises
+    ------
+    DeviceError
+        If there is no GPU to compute on.
+    """
+    from hpcnn.ops.cuda.device import device
+
+    return f"{device().name} (sm_{device().architecture})"
 
 
 @contextmanager
 def use(which: Name) -> Iterator[ModuleType]:
-    """Serve float32 arrays by the named implementation inside a `with` block; for tests and measurements.
+    """Serve float32 NumPy arrays by the named implementation inside a `with` block; for tests and measurements.
+
+    "cuda" serves bfloat16 ones too. It runs on the device in use, which must take NumPy arrays: the tests' emulation.
 
     Raises
     ------
@@ -77,7 +100,7 @@ def use(which: Name) -> Iterator[ModuleType]:
     """
     global _float32
     before = _float32
-    _float32 = cpu if which == "numpy" else _onednn()
+    _float32 = cpu if which == "numpy" else _onednn() if which == "onednn" else _load_cuda()
     if _float32 is None:
         _float32 = before
         raise RuntimeError("ops: oneDNN was asked for but its library was not found; pip install 'hpcnn[onednn]'.")
@@ -87,8 +110,30 @@ def use(which: Name) -> Iterator[ModuleType]:
         _float32 = before
 
 
+def _of_gpu_array(x: Array) -> ModuleType:
+    """Return the implementation for an array that is not NumPy's."""
+    if type(x).__module__.partition(".")[0] != "cupy":
+        kind = f"{type(x).__module__}.{type(x).__qualname__}"
+        raise ShapeError(f"ops: array of type {kind}; arrays must be NumPy's or CuPy's. Copy it to the host first.")
+    if x.dtype != np.float32 and x.dtype.type.__name__ != BFLOAT16:
+        raise ShapeError(
+            f"ops: CuPy array of type {x.dtype}; GPUs compute on float32 or bfloat16, and float64 runs on the CPU. "
+            "Convert it, or copy it to the host."
+        )
+    return _cuda if _cuda is not None else _load_cuda()
+
+
+def _load_cuda() -> ModuleType:
+    global _cuda
+    if _cuda is None:
+        from hpcnn.ops import cuda  # imported here: few runs have a GPU
+
+        _cuda = cuda
+    return _cuda
+
+
 def _choose() -> ModuleType:
-    """Choose the implementation of float32 arrays, once."""
+    """Choose the implementation of float32 NumPy arrays, once."""
     global _float32
     chosen = None if os.environ.get(VARIABLE, "").lower() == "off" else _onednn()
     _float32 = cpu if chosen is None else chosen

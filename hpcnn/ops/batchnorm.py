@@ -84,8 +84,8 @@ def batchnorm_forward(
     _check_input("x", x)
     check.activation(WHO, activation)
     channels = _channels(x)
-    check.like(WHO, "gamma", gamma, channels, x.dtype)
-    check.like(WHO, "beta", beta, channels, x.dtype)
+    check.like(WHO, "gamma", gamma, channels, check.parameter_dtype(x))
+    check.like(WHO, "beta", beta, channels, check.parameter_dtype(x))
     for array in statistics or ():
         check.like(WHO, "statistics", array, channels, array.dtype)
     return backend.batchnorm_forward(
@@ -145,12 +145,12 @@ def batchnorm_backward(
     check.activation(WHO, activation)
     channels = _channels(x)
     check.like(WHO, "grad_output", grad_output, tuple(x.shape), x.dtype)
-    check.like(WHO, "gamma", gamma, channels, x.dtype)
+    check.like(WHO, "gamma", gamma, channels, check.parameter_dtype(x))
     check.like(WHO, "mean", mean, channels, mean.dtype)
     check.like(WHO, "var", var, channels, var.dtype)
     if (activation is None) != (mask is None):
         raise ShapeError(f"{WHO}: activation (={activation!r}) needs the mask of its forward pass, and only then.")
-    check.outputs(WHO, out, (channels, channels), x.dtype)
+    check.outputs(WHO, out, (channels, channels), check.parameter_dtype(x))
     return backend.batchnorm_backward(
         check.contiguous(grad_output),
         check.contiguous(x),

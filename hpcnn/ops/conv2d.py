@@ -65,9 +65,9 @@ def conv2d_forward(
     stride, padding, dilation = pair(stride), four_sided(padding), pair(dilation)
     filters, rows, columns, _ = weight.shape
     _check_groups(x.shape[3], filters, groups)
-    check.like(WHO, "weight", weight, (filters, rows, columns, x.shape[3] // groups), x.dtype)
+    check.like(WHO, "weight", weight, (filters, rows, columns, x.shape[3] // groups), check.parameter_dtype(x))
     if bias is not None:
-        check.like(WHO, "bias", bias, (filters,), x.dtype)
+        check.like(WHO, "bias", bias, (filters,), check.parameter_dtype(x))
         bias = check.contiguous(bias)
     output_size(x.shape[1:3], (rows, columns), stride, padding, dilation)  # raises where the window does not fit
     return backend.conv2d_forward(
@@ -120,7 +120,7 @@ def conv2d_backward_input(
     stride, padding, dilation = pair(stride), four_sided(padding), pair(dilation)
     filters, rows, columns, depth = weight.shape
     _check_groups(depth * groups, filters, groups)
-    check.like(WHO, "weight", weight, weight.shape, grad_output.dtype)
+    check.like(WHO, "weight", weight, weight.shape, check.parameter_dtype(grad_output))
     size = output_size(input_size, (rows, columns), stride, padding, dilation)
     check.like(WHO, "grad_output", grad_output, (grad_output.shape[0], *size, filters), grad_output.dtype)
     return backend.conv2d_backward_input(
@@ -182,7 +182,7 @@ def conv2d_backward_weight(
     size = output_size(x.shape[1:3], kernel_size, stride, padding, dilation)
     check.like(WHO, "grad_output", grad_output, (count, *size, filters), x.dtype)
     weight_shape: Shape = (filters, *kernel_size, channels // groups)
-    check.outputs(WHO, out, (weight_shape, (filters,) if bias else None), x.dtype)
+    check.outputs(WHO, out, (weight_shape, (filters,) if bias else None), check.parameter_dtype(x))
     return backend.conv2d_backward_weight(
         check.contiguous(x),
         check.contiguous(grad_output),

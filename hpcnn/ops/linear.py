@@ -37,9 +37,9 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None, *, activa
     check.rank(WHO, "x", x, "NI")
     check.rank(WHO, "weight", weight, "OI")
     check.activation(WHO, activation)
-    check.like(WHO, "weight", weight, (weight.shape[0], x.shape[1]), x.dtype)
+    check.like(WHO, "weight", weight, (weight.shape[0], x.shape[1]), check.parameter_dtype(x))
     if bias is not None:
-        check.like(WHO, "bias", bias, (weight.shape[0],), x.dtype)
+        check.like(WHO, "bias", bias, (weight.shape[0],), check.parameter_dtype(x))
         bias = check.contiguous(bias)
     return backend.linear_forward(check.contiguous(x), check.matrix(weight), bias, activation=activation)
 
@@ -65,7 +65,7 @@ def linear_backward_input(grad_output: Array, weight: Array) -> Array:
     backend = implementation(grad_output)
     check.rank(WHO, "grad_output", grad_output, "NO")
     check.rank(WHO, "weight", weight, "OI")
-    check.like(WHO, "weight", weight, (grad_output.shape[1], weight.shape[1]), grad_output.dtype)
+    check.like(WHO, "weight", weight, (grad_output.shape[1], weight.shape[1]), check.parameter_dtype(grad_output))
     return backend.linear_backward_input(check.contiguous(grad_output), check.matrix(weight))
 
 
@@ -100,5 +100,6 @@ def linear_backward_weight(
     check.rank(WHO, "grad_output", grad_output, "NO")
     outputs = grad_output.shape[1]
     check.like(WHO, "grad_output", grad_output, (x.shape[0], outputs), x.dtype)
-    check.outputs(WHO, out, ((outputs, x.shape[1]), (outputs,) if bias else None), x.dtype, either_order=True)
+    shapes = ((outputs, x.shape[1]), (outputs,) if bias else None)
+    check.outputs(WHO, out, shapes, check.parameter_dtype(x), either_order=True)
     return backend.linear_backward_weight(check.contiguous(x), check.contiguous(grad_output), bias=bias, out=out)

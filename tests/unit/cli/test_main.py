@@ -31,7 +31,7 @@ FLAGS = {
     ),
     "hpcnn bench ops": "--models --batch --no-peer --repeats --json",
     "hpcnn bench step": "--models --batch --no-peer --repeats --json",
-    "hpcnn doctor": "--json --mpi",
+    "hpcnn doctor": "--json --mpi --compile --arch",
 }
 
 

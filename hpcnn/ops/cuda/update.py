@@ -1,0 +1,88 @@
+"""Weight updates in place on the device, over flat float32 arrays: one kernel each."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hpcnn.arrays import Array
+from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.launch import THREADS, aligned, elementwise, variant
+
+ADAM = np.dtype(
+    [
+        (name, np.float32)
+        for name in ("beta1", "beta2", "share1", "share2", "rate", "root", "epsilon", "weight_decay", "keep", "scale")
+    ]
+)
+"""`struct Adam` of `kernels/update.cu`."""
+
+_WIDTH = 4
+# The sum of squares has at most so many partial sums on any device: its last bits do not depend on the processors.
+_NORM_BLOCKS = 1024
+
+
+def sgd_update(
+    value: Array,
+    grad: Array,
+    velocity: Array,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    scale: float = 1.0,
+) -> None:
+    """See `hpcnn.ops.sgd_update`."""
+    numbers = map(np.float32, (lr, momentum, weight_decay, scale))
+    elementwise("update", "update_sgd", "f32", _WIDTH, (value, grad, velocity), *numbers, np.int32(nesterov))
+
+
+def adam_update(
+    value: Array,
+    grad: Array,
+    first: Array,
+    second: Array,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    step: int,
+    scale: float = 1.0,
+) -> None:
+    """See `hpcnn.ops.adam_update`."""
+    rate, root = lr / (1.0 - beta1 ** (step + 1)), 1.0 / math.sqrt(1.0 - beta2 ** (step + 1))
+    keep, decay = (1.0 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+    numbers = (beta1, beta2, 1.0 - beta1, 1.0 - beta2, rate, root, epsilon, decay, keep, scale)
+    elementwise("update", "update_adam", "f32", _WIDTH, (value, grad, first, second), np.array(numbers, ADAM))
+
+
+def lars_update(
+    value: Array,
+    grad: Array,
+    velocity: Array,
+    *,
+    rate: float,
+    momentum: float,
+    weight_decay: float = 0.0,
+    scale: float = 1.0,
+) -> None:
+    """See `hpcnn.ops.lars_update`."""
+    numbers = map(np.float32, (rate, momentum, weight_decay, scale))
+    elementwise("update", "update_lars", "f32", _WIDTH, (value, grad, velocity), *numbers)
+
+
+def squared_norm(x: Array) -> float:
+    """See `hpcnn.ops.squared_norm`; waits for the result. The same on every device, whatever the alignment of `x`."""
+    if x.size == 0:
+        return 0.0
+    blocks = min(_NORM_BLOCKS, -(-x.size // (4 * THREADS)))
+    partial, total = device().empty((blocks,), np.float64), device().empty((1,), np.float64)
+    name = f"update_squares_{variant(_WIDTH if aligned(_WIDTH, x) else 1)}_f32"
+    device().launch("update", name, (blocks,), (1, THREADS), x, partial, np.int64(x.size))
+    device().launch("update", "update_squares_total", (1,), (1, THREADS), partial, total, np.int32(blocks))
+    return float(device().download(total)[0])

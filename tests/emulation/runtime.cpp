@@ -1,0 +1,405 @@
+// The scheduler of fibers, and what ends a launch early. Linked into every library of kernels.
+#include <link.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdarg>
+#include <cstddef>
+#include <cstdlib>
+#include <numeric>
+
+#include "checks.h"
+#include "entry.h"
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace emulation {
+
+State state;
+
+namespace {
+
+constexpr size_t STACK_BYTES = 64 << 10, PAGE = 4096, MAX_SHARED_BYTES = 256 << 10;
+constexpr unsigned int ASCENDING = 0, DESCENDING = 1;  // orders; any other number is the seed of a random one
+
+Fiber fibers[MAX_THREADS];
+Warp warps[MAX_THREADS / WARP];
+unsigned int warp_order[MAX_THREADS / WARP], lane_order[WARP];
+unsigned int num_threads, num_warps, live;
+
+unsigned char *stacks, *shared_region;
+Copy* copy_lists;
+unsigned char* free_stacks[MAX_THREADS];
+unsigned int num_free_stacks, num_used_stacks;
+
+const Kernel* running;
+void* const* kernel_arguments;
+void* scheduler_stack_pointer;
+bool failed;
+char* message;
+size_t message_bytes;
+
+}  // namespace
+
+#ifndef __x86_64__
+#error "the switch between fibers is written for x86-64"
+#endif
+// Save the registers that a function keeps and the stack pointer; take those that were saved at `next`.
+extern "C" void emulation_switch(void** saved, void* next);
+asm(R"(
+    .text
+    .hidden emulation_switch
+    .type emulation_switch, @function
+emulation_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size emulation_switch, .-emulation_switch
+)");
+
+namespace {
+
+// Give up the processor; returns when the scheduler picks this fiber again.
+void park(Wait wait, const char* file, int line) {
+    Fiber& fiber = *state.current;
+    fiber.wait = wait;
+    fiber.file = file;
+    fiber.line = line;
+    emulation_switch(&fiber.stack_pointer, scheduler_stack_pointer);
+}
+
+[[noreturn]] void abandon() {
+    failed = true;
+    void* unused;
+    emulation_switch(&unused, scheduler_stack_pointer);
+    abort();
+}
+
+// Let the lanes of `mask` go if all that still live have arrived.
+bool meet(Warp& warp, unsigned int mask) {
+    unsigned int lanes = mask & warp.live;
+    if ((warp.waiting & lanes) != lanes) return false;
+    Fiber* first = &fibers[(&warp - warps) * WARP];
+    unsigned int leader = __builtin_ctz(lanes);
+    for (unsigned int lane = 0; lane < WARP; lane++) {
+        if (!(lanes >> lane & 1)) continue;
+        if (warp.mask[lane] != mask)
+            fail("lane %u waits for lanes %08x at %s:%d, lane %u for %08x at %s:%d", leader, warp.mask[leader],
+                 first[leader].file, first[leader].line, lane, warp.mask[lane], first[lane].file, first[lane].line);
+        if (warp.function[lane] != warp.function[leader])
+            fail("lanes of a warp do different things: lane %u at %s:%d, lane %u at %s:%d", leader, first[leader].file,
+                 first[leader].line, lane, first[lane].file, first[lane].line);
+    }
+    warp.function[leader](warp.operands, lanes);
+    warp.waiting &= ~lanes;
+    for (unsigned int lane = 0; lane < WARP; lane++)
+        if (lanes >> lane & 1) first[lane].wait = Wait::NOTHING;
+    return true;
+}
+
+void end_fiber() {
+    Fiber& fiber = *state.current;
+    Warp& warp = warps[fiber.warp];
+    warp.live &= ~(1u << fiber.lane);
+    fiber.wait = Wait::ENDED;
+    live--;
+    for (unsigned int lane = 0; lane < WARP; lane++)  // those that waited for this one too
+        if (warp.waiting >> lane & 1 && warp.mask[lane] >> fiber.lane & 1) meet(warp, warp.mask[lane]);
+    free_stacks[num_free_stacks++] = fiber.stack;
+    void* unused;
+    emulation_switch(&unused, scheduler_stack_pointer);
+}
+
+void fiber_main() {
+    running->call(kernel_arguments);
+    end_fiber();
+}
+
+void prepare(Fiber& fiber) {
+    if (num_free_stacks)
+        fiber.stack = free_stacks[--num_free_stacks];
+    else {
+        fiber.stack = stacks + STACK_BYTES * num_used_stacks++;
+        mprotect(fiber.stack, PAGE, PROT_NONE);  // a stack that grows too large faults here
+    }
+    // As if emulation_switch had been called from the first instruction of fiber_main: six registers and an address.
+    void** top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES) - 8;
+    top[6] = reinterpret_cast<void*>(fiber_main);
+    fiber.stack_pointer = top;
+}
+
+void resume(Fiber& fiber) {
+    if (!fiber.stack_pointer) prepare(fiber);
+    fiber.wait = Wait::NOTHING;
+    state.current = &fiber;
+    threadIdx = fiber.index;
+    emulation_switch(&scheduler_stack_pointer, fiber.stack_pointer);
+}
+
+// Run a warp until all of its fibers wait for others; return whether any moved.
+bool run_warp(unsigned int warp) {
+    unsigned int first = warp * WARP, count = num_threads - first < WARP ? num_threads - first : WARP;
+    for (bool moved_before = false;; moved_before = true) {
+        bool moved = false;
+        for (unsigned int i = 0; i < WARP && !failed; i++) {
+            if (lane_order[i] >= count) continue;
+            Fiber& fiber = fibers[first + lane_order[i]];
+            if (fiber.wait == Wait::NOTHING ||
+                (fiber.wait == Wait::CONDITION && fiber.condition(fiber.condition_argument))) {
+                resume(fiber);
+                moved = true;
+            }
+        }
+        if (!moved || failed) return moved_before;
+    }
+}
+
+void report_deadlock() {
+    const char* names[] = {"is ready", "waits for the block", "waits for other lanes", "waits for a condition"};
+    size_t used = snprintf(message, message_bytes, "threads wait for ever:");
+    bool seen[5] = {};
+    for (unsigned int i = 0; i < num_threads; i++) {
+        const Fiber& fiber = fibers[i];
+        if (fiber.wait == Wait::ENDED || seen[static_cast<int>(fiber.wait)] || used >= message_bytes) continue;
+        seen[static_cast<int>(fiber.wait)] = true;
+        used += snprintf(message + used, message_bytes - used, " thread (%u, %u, %u) %s at %s:%d;", fiber.index.x,
+                         fiber.index.y, fiber.index.z, names[static_cast<int>(fiber.wait)], fiber.file, fiber.line);
+    }
+    failed = true;
+}
+
+// Whether all live fibers wait for the block; they may go then, if they are at one place.
+bool release_block() {
+    const Fiber* first = nullptr;
+    for (unsigned int i = 0; i < num_threads; i++) {
+        Fiber& fiber = fibers[i];
+        if (fiber.wait == Wait::ENDED) continue;
+        if (fiber.wait != Wait::BLOCK) return false;
+        if (!first) first = &fiber;
+        if (fiber.line != first->line || strcmp(fiber.file, first->file)) {
+            snprintf(message, message_bytes,
+                     "divergent barrier: thread (%u, %u, %u) waits for the block at %s:%d, thread (%u, %u, %u) at %s:%d",
+                     first->index.x, first->index.y, first->index.z, first->file, first->line, fiber.index.x,
+                     fiber.index.y, fiber.index.z, fiber.file, fiber.line);
+            failed = true;
+            return false;
+        }
+    }
+    for (unsigned int i = 0; i < num_threads; i++)
+        if (fibers[i].wait == Wait::BLOCK) fibers[i].wait = Wait::NOTHING;
+    state.votes_before = state.votes;
+    state.votes = 0;
+    return true;
+}
+
+// What lies behind the shared memory that was asked for, up to the page that faults.
+size_t slack() { return -state.dynamic_bytes % 1024; }
+
+void run_block() {
+    memset(state.static_shared, 0xff, state.static_shared_end - state.static_shared);
+    memset(state.dynamic_shared, 0xff, state.dynamic_bytes + slack());
+    state.votes = 0;
+    live = num_threads;
+    for (unsigned int i = 0; i < num_threads; i++) {
+        Fiber& fiber = fibers[i];
+        fiber.stack_pointer = nullptr;
+        fiber.wait = Wait::NOTHING;
+        fiber.num_copies = fiber.group = 0;
+    }
+    for (unsigned int i = 0; i < num_warps; i++) {
+        unsigned int count = num_threads - i * WARP;
+        warps[i].live = count < WARP ? (1u << count) - 1 : FULL_MASK;
+        warps[i].waiting = 0;
+    }
+    while (live && !failed) {
+        bool moved = false;
+        for (unsigned int i = 0; i < num_warps && !failed; i++) moved |= run_warp(warp_order[i]);
+        if (live && !failed && !release_block() && !moved && !failed) report_deadlock();
+    }
+    for (size_t i = 0; i < slack() && !failed; i++)
+        if (state.dynamic_shared[state.dynamic_bytes + i] != 0xff) {
+            snprintf(message, message_bytes, "wrote behind dynamic shared memory, at byte %zu of %u",
+                     state.dynamic_bytes + i, state.dynamic_bytes);
+            failed = true;
+        }
+}
+
+unsigned int random_number(uint64_t& seed) {
+    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+    return seed >> 33;
+}
+
+void arrange(unsigned int* order, unsigned int count, unsigned int kind, uint64_t& seed) {
+    for (unsigned int i = 0; i < count; i++) order[i] = kind == DESCENDING ? count - 1 - i : i;
+    if (kind > DESCENDING)
+        for (unsigned int i = count; i > 1; i--) std::swap(order[i - 1], order[random_number(seed) % i]);
+}
+
+void run_grid(unsigned int order) {
+    uint64_t seed = order, count = static_cast<uint64_t>(gridDim.x) * gridDim.y * gridDim.z, step = 1, next = 0;
+    arrange(warp_order, num_warps, order, seed);
+    arrange(lane_order, WARP, order, seed);
+    if (order == DESCENDING) next = count - 1, step = count - 1;
+    if (order > DESCENDING) {
+        next = random_number(seed) % count;
+        do step = 1 + random_number(seed) % count;
+        while (std::gcd(step, count) != 1);
+    }
+    for (uint64_t i = 0; i < count && !failed; i++, next = (next + step) % count) {
+        blockIdx = {static_cast<unsigned int>(next % gridDim.x), static_cast<unsigned int>(next / gridDim.x % gridDim.y),
+                    static_cast<unsigned int>(next / gridDim.x / gridDim.y)};
+        run_block();
+    }
+}
+
+// Where the thread-local segment of this library is, in this thread of the host.
+thread_local char segment_anchor;
+int find_segment(dl_phdr_info* info, size_t, void*) {
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const auto& header = info->dlpi_phdr[i];
+        unsigned char* data = static_cast<unsigned char*>(info->dlpi_tls_data);
+        unsigned char* anchor = reinterpret_cast<unsigned char*>(&segment_anchor);
+        if (header.p_type != PT_TLS || !data || anchor < data || anchor >= data + header.p_memsz) continue;
+        state.static_shared = data;
+        state.static_shared_end = data + header.p_memsz;
+        return 1;
+    }
+    return 0;
+}
+
+void* reserve(size_t bytes) {
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) abort();
+    return memory;
+}
+
+void open_runtime(unsigned int shared_bytes) {
+    if (!stacks) {
+        stacks = static_cast<unsigned char*>(reserve(STACK_BYTES * MAX_THREADS));
+        copy_lists = static_cast<Copy*>(reserve(sizeof(Copy) * MAX_COPIES * MAX_THREADS));
+        shared_region = static_cast<unsigned char*>(reserve(MAX_SHARED_BYTES + 2 * PAGE));
+        mprotect(shared_region, PAGE, PROT_NONE);
+        mprotect(shared_region + PAGE + MAX_SHARED_BYTES, PAGE, PROT_NONE);
+    }
+    num_free_stacks = 0;
+    for (unsigned int i = 0; i < num_used_stacks; i++) free_stacks[num_free_stacks++] = stacks + STACK_BYTES * i;
+    state.dynamic_bytes = shared_bytes;
+    state.dynamic_shared = shared_region + PAGE + MAX_SHARED_BYTES - shared_bytes - slack();
+    static unsigned char* known = nullptr;
+    segment_anchor = 0;
+    if (known != reinterpret_cast<unsigned char*>(&segment_anchor)) dl_iterate_phdr(find_segment, nullptr);
+    known = reinterpret_cast<unsigned char*>(&segment_anchor);
+}
+
+const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+
+void on_signal(int number, siginfo_t* info, void*) {
+    unsigned char* at = static_cast<unsigned char*>(info->si_addr);
+    const char* what = number == SIGFPE ? "division by zero" : number == SIGILL ? "illegal instruction" : nullptr;
+    if (what) fail("%s", what);
+    if (at >= stacks && at < stacks + STACK_BYTES * MAX_THREADS)
+        fail("more than %zu bytes of local memory", STACK_BYTES - PAGE);
+    if (at >= shared_region && at < shared_region + MAX_SHARED_BYTES + 2 * PAGE)
+        fail("access to byte %td of %u bytes of dynamic shared memory", at - state.dynamic_shared, state.dynamic_bytes);
+    fail("illegal address %p", info->si_addr);
+}
+
+}  // namespace
+
+void fail(const char* format, ...) {
+    const uint3 &b = blockIdx, &t = threadIdx;
+    size_t used = snprintf(message, message_bytes, "block (%u, %u, %u), thread (%u, %u, %u): ", b.x, b.y, b.z, t.x, t.y, t.z);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message + used, message_bytes - used, format, arguments);
+    va_end(arguments);
+    abandon();
+}
+
+Copy* copies(const Fiber& fiber) { return copy_lists + (&fiber - fibers) * MAX_COPIES; }
+
+int wait_for_block(int vote, const char* file, int line) {
+    state.votes += vote;
+    park(Wait::BLOCK, file, line);
+    return state.votes_before;
+}
+
+void wait_for_lanes(unsigned int mask, Collective function, void* operands, const char* file, int line) {
+    Fiber& fiber = *state.current;
+    Warp& warp = warps[fiber.warp];
+    if (!(mask >> fiber.lane & 1)) fail("lane %u is not one of %08x at %s:%d", fiber.lane, mask, file, line);
+    warp.mask[fiber.lane] = mask;
+    warp.function[fiber.lane] = function;
+    warp.operands[fiber.lane] = operands;
+    warp.waiting |= 1u << fiber.lane;
+    fiber.file = file;
+    fiber.line = line;
+    if (!meet(warp, mask)) park(Wait::LANES, file, line);
+}
+
+void wait_until(bool (*condition)(void*), void* argument, const char* file, int line) {
+    if (condition(argument)) return;
+    state.current->condition = condition;
+    state.current->condition_argument = argument;
+    park(Wait::CONDITION, file, line);
+}
+
+}  // namespace emulation
+
+using namespace emulation;
+
+// Run a kernel; returns 0, or 1 with a message.
+extern "C" __attribute__((visibility("default"))) int emulation_launch(
+    unsigned int kernel, const unsigned int* grid, const unsigned int* block, unsigned int shared_bytes,
+    unsigned int order, void* const* arguments, char* text, size_t text_bytes) {
+    running = &kernels[kernel];
+    kernel_arguments = arguments;
+    message = text;
+    message_bytes = text_bytes;
+    failed = false;
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    num_threads = block[0] * block[1] * block[2];
+    num_warps = (num_threads + WARP - 1) / WARP;
+    for (unsigned int i = 0; i < num_threads; i++) {
+        fibers[i].index = {i % block[0], i / block[0] % block[1], i / block[0] / block[1]};
+        fibers[i].lane = i % WARP;
+        fibers[i].warp = i / WARP;
+    }
+    open_runtime(shared_bytes);
+
+    static char signal_stack[64 << 10];
+    stack_t ours = {signal_stack, 0, sizeof(signal_stack)}, theirs;
+    sigaltstack(&ours, &theirs);
+    struct sigaction action = {}, before[4];
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // the handler does not return
+    for (int i = 0; i < 4; i++) sigaction(SIGNALS[i], &action, &before[i]);
+    run_grid(order);
+    for (int i = 0; i < 4; i++) sigaction(SIGNALS[i], &before[i], nullptr);
+    sigaltstack(&theirs, nullptr);
+    return failed;
+}
+
+// All kernels, one a line: name, largest block, parameters.
+extern "C" __attribute__((visibility("default"))) const char* emulation_describe() {
+    static std::string text;
+    text.clear();
+    for (unsigned int i = 0; i < num_kernels; i++)
+        text += std::string(kernels[i].name) + " " + std::to_string(kernels[i].max_threads) + kernels[i].parameters() + "\n";
+    return text.c_str();
+}
