@@ -10,23 +10,25 @@ struct Box {
     int extents[4];
 };
 
-// hpcnn.ops.cuda.box has the same in NumPy. Strides of the first three axes; of boxes there are gridDim.y.
+// hpcnn.ops.cuda.box has the same in NumPy. Strides of the first three axes; of boxes there are gridDim.z.
 constexpr int most_boxes = 16;
 struct Boxes {
     int64 strides[3];
     Box boxes[most_boxes];
 };
 
-// Call body(offset in the large array, offset in the flat one) for all units of box blockIdx.y.
+// Call body(offset in the large array, offset in the flat one) for all units of box blockIdx.z.
 template <typename Body> __device__ __forceinline__ void for_units(const Boxes& all, Body body) {
-    const Box& box = all.boxes[blockIdx.y];
+    const Box& box = all.boxes[blockIdx.z];
     const int run = box.extents[3];
     const int64 lines = int64(box.extents[0]) * box.extents[1] * box.extents[2];
-    for (int64 line = int64(blockIdx.x) * blockDim.y + threadIdx.y; line < lines; line += int64(gridDim.x) * blockDim.y) {
+    for (int64 line = int64(blockIdx.y) * blockDim.y + threadIdx.y; line < lines; line += int64(gridDim.y) * blockDim.y) {
         const int64 outer = line / box.extents[2];
         const int64 start = box.at + outer / box.extents[1] * all.strides[0] +
                             outer % box.extents[1] * all.strides[1] + line % box.extents[2] * all.strides[2];
-        for (int i = threadIdx.x; i < run; i += blockDim.x) body(start + i, box.piece + line * run + i);
+        for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < run; i += int64(gridDim.x) * blockDim.x) {
+            body(start + i, box.piece + line * run + i);
+        }
     }
 }
 

@@ -4,6 +4,8 @@ An update reads and writes every weight once and computes next to nothing, so me
 operation a pass would travel to memory five to ten times; here each block goes through all its passes while it
 stays in the cache. Blocks are shared out over a small thread pool, NumPy releasing the interpreter in each pass.
 No result depends on the number of threads: updates are elementwise, and norms add block sums in a fixed order.
+
+Arrays on a GPU have kernels that do the same in one pass (`hpcnn.ops.cuda.update`).
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from types import ModuleType
 
 import numpy as np
 
 from hpcnn.arrays import Array
 from hpcnn.errors import ShapeError
+from hpcnn.ops import backend
 
 # A block of float32 with its gradient, state and one temporary is 2 MiB: at home in the cache of one core.
 BLOCK = 1 << 17
@@ -86,7 +90,10 @@ def sgd_update(
     ----------
     Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning", ICML 2013.
     """
-    _check("sgd_update", value, grad, velocity)
+    cuda = _check("sgd_update", value, grad, velocity)
+    if cuda is not None:
+        options = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov, "scale": scale}
+        return cuda.sgd_update(value, grad, velocity, lr=lr, **options)
 
     def body(block: slice, t: np.ndarray, u: np.ndarray) -> None:
         w, v = value[block], velocity[block]
@@ -147,7 +154,11 @@ def adam_update(
     ----------
     Kingma, Ba, "Adam", arXiv:1412.6980; Loshchilov, Hutter, "Decoupled weight decay regularization", arXiv:1711.05101.
     """
-    _check("adam_update", value, grad, first, second)
+    cuda = _check("adam_update", value, grad, first, second)
+    if cuda is not None:
+        options = {"lr": lr, "beta1": beta1, "beta2": beta2, "epsilon": epsilon, "weight_decay": weight_decay}
+        options |= {"decoupled": decoupled, "step": step, "scale": scale}
+        return cuda.adam_update(value, grad, first, second, **options)
     first_share = 1.0 - beta1 ** (step + 1)
     second_root = math.sqrt(1.0 - beta2 ** (step + 1))
 
@@ -206,7 +217,10 @@ def lars_update(
     ----------
     You, Gitman, Ginsburg, "Large batch training of convolutional networks", arXiv:1708.03888, algorithm 1.
     """
-    _check("lars_update", value, grad, velocity)
+    cuda = _check("lars_update", value, grad, velocity)
+    if cuda is not None:
+        options = {"rate": rate, "momentum": momentum, "weight_decay": weight_decay, "scale": scale}
+        return cuda.lars_update(value, grad, velocity, **options)
 
     def body(block: slice, t: np.ndarray, u: np.ndarray) -> None:
         w, v = value[block], velocity[block]
@@ -237,7 +251,9 @@ def squared_norm(x: Array) -> float:
 
     The sums of blocks of `NORM_BLOCK` are added in their order: no thread count changes a bit.
     """
-    _check("squared_norm", x)
+    cuda = _check("squared_norm", x)
+    if cuda is not None:
+        return cuda.squared_norm(x)
     sums = np.empty(-(-x.size // NORM_BLOCK))
 
     def body(index: int, block: slice) -> None:
@@ -307,13 +323,21 @@ def _temporaries(dtype: np.dtype, size: int, count: int) -> tuple[np.ndarray, ..
     return getattr(_scratch, key)
 
 
-def _check(who: str, *arrays: Array) -> None:
-    """Refuse what is not flat, contiguous, of one size and of one floating type."""
+def _check(who: str, *arrays: Array) -> ModuleType | None:
+    """Refuse what is not flat, contiguous, of one size and of one floating type.
+
+    Returns the module of the device's updates for arrays that a GPU serves, None for those of the host.
+    """
     first = arrays[0]
     for x in arrays:
-        if not isinstance(x, np.ndarray) or x.ndim != 1 or not x.flags.c_contiguous or x.dtype.kind != "f":
-            raise ShapeError(f"{who}: arrays must be flat, contiguous NumPy arrays of floats. Pass x.reshape(-1).")
+        if type(x) is not type(first) or x.ndim != 1 or not x.flags.c_contiguous or x.dtype.kind != "f":
+            raise ShapeError(f"{who}: arrays must be flat, contiguous arrays of floats. Pass x.reshape(-1).")
         if x.size != first.size or x.dtype != first.dtype:
             raise ShapeError(
                 f"{who}: sizes and types must agree; got {', '.join(f'{y.size} {y.dtype}' for y in arrays)}."
             )
+    if backend.implementation(first).__name__ != "hpcnn.ops.cuda":
+        return None
+    from hpcnn.ops.cuda import update  # imported here: few runs have a GPU
+
+    return update

@@ -14,7 +14,7 @@ import numpy as np
 from hpcnn.arrays import Array
 from hpcnn.errors import ShapeError
 from hpcnn.ops.cuda.device import device
-from hpcnn.ops.cuda.launch import THREADS, address
+from hpcnn.ops.cuda.launch import LARGEST_GRID_Y, THREADS, address
 from hpcnn.ops.cuda.types import suffix
 
 Box: TypeAlias = Sequence[slice | tuple[int, int]]
@@ -172,6 +172,7 @@ def _launch(kernel: str, x: Array, flat: Array, regions: list[_Region], unit: in
     lines = max(prod(region.extents[:-1]) for region in regions)
     threads = min(THREADS, 1 << (longest - 1).bit_length())
     block = (threads, THREADS // threads)
-    # A line that is longer than a block is still one block's: boxes of few lines are cut into more.
-    grid = (min(-(-lines // block[1]), 16 * device().num_processors), len(regions))
+    most = 16 * device().num_processors
+    across = min(-(-longest // threads), most)
+    grid = (across, min(-(-lines // block[1]), max(1, most // across), LARGEST_GRID_Y), len(regions))
     device().launch("box", kernel, grid, block, x, flat, arguments)
