@@ -11,12 +11,17 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from hpcnn.ops import backend, cpu
+from hpcnn.ops import update as host_update
+from hpcnn.ops.cuda import device as devices
+from hpcnn.ops.cuda import update as cuda_update
+from tests.emulation.emulator import Emulator
 
 
 class FakeArray:
@@ -38,6 +43,7 @@ class FakeArray:
     nbytes = property(lambda self: self.memory.nbytes)
     itemsize = property(lambda self: self.memory.itemsize)
     flags = property(lambda self: self.memory.flags)
+    data = property(lambda self: SimpleNamespace(ptr=self.memory.ctypes.data))
     T = property(lambda self: FakeArray(self.memory.T))
 
     def __len__(self) -> int:
@@ -56,8 +62,8 @@ class FakeArray:
     def reshape(self, *shape: Any) -> FakeArray:
         return FakeArray(self.memory.reshape(*shape))
 
-    def astype(self, dtype: Any) -> FakeArray:
-        return FakeArray(self.memory.astype(dtype))
+    def astype(self, dtype: Any, copy: bool = True) -> FakeArray:
+        return FakeArray(self.memory.astype(dtype, copy=copy))
 
     def fill(self, value: float) -> None:
         self.memory.fill(value)
@@ -181,13 +187,17 @@ class _Operators(ModuleType):
     """The operators of the CPU on fake arrays."""
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(cpu, name)
+        return _on_fakes(getattr(cpu, name))
 
-        def run(*args: Any, **options: Any) -> Any:
-            plain = {key: _host(value) for key, value in options.items()}
-            return _device(function(*map(_host, args), **plain))
 
-        return run
+def _on_fakes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of host arrays as one of fake arrays."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        plain = {name: _host(value) for name, value in options.items()}
+        return _device(function(*map(_host, args), **plain))
+
+    return run
 
 
 def _host(value: Any) -> Any:
@@ -208,18 +218,50 @@ def _empty(shape: Any, dtype: Any = float) -> FakeArray:
     return FakeArray(memory)
 
 
+UPDATES = ("sgd_update", "adam_update", "lars_update", "squared_norm")
+
+
 @contextmanager
-def fake_gpu() -> Iterator[None]:
-    """Have fake arrays in CuPy's place inside a `with` block, and the CPU's operators on them."""
+def _fake_cupy() -> Iterator[pytest.MonkeyPatch]:
+    """Have fake arrays in CuPy's place inside a `with` block."""
     module = ModuleType("cupy")
     module.empty = _empty  # type: ignore[attr-defined]
     module.ascontiguousarray = lambda x: FakeArray(np.ascontiguousarray(x.memory))  # type: ignore[attr-defined]
-    before, original = sys.modules.get("cupy"), backend._cuda
-    sys.modules["cupy"], backend._cuda = module, _Operators("operators")
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", module)
+        yield patch
+
+
+@contextmanager
+def fake_gpu() -> Iterator[None]:
+    """Have fake arrays in CuPy's place inside a `with` block, and the CPU's operators on them."""
+    with _fake_cupy() as patch, backend.use("numpy"):
+        patch.setattr(backend, "_cuda", _Operators("hpcnn.ops.cuda"))
+        for name in UPDATES:
+            patch.setattr(cuda_update, name, _on_fakes(getattr(host_update, name)))
         yield
-    finally:
-        backend._cuda = original
-        del sys.modules["cupy"]
-        if before is not None:
-            sys.modules["cupy"] = before
+
+
+@contextmanager
+def emulated_gpu() -> Iterator[None]:
+    """Have fake arrays in CuPy's place inside a `with` block, and emulated kernels."""
+    with _fake_cupy(), devices.use(EmulatedGpu()):
+        yield
+
+
+class EmulatedGpu(Emulator):
+    """An emulator for fake arrays: the operators of `hpcnn.ops.cuda` as they are, down to the kernels."""
+
+    def empty(self, shape: Any, dtype: Any) -> FakeArray:
+        return FakeArray(super().empty(shape, dtype))
+
+    def upload(self, x: Any, dtype: Any = None) -> FakeArray:
+        assert not isinstance(x, FakeArray)
+        return FakeArray(np.array(x, dtype))
+
+    def download(self, x: FakeArray) -> np.ndarray:
+        return x.get()
+
+    def launch(self, source: str, kernel: str, grid: Any, block: Any, *args: Any, shared_bytes: int = 0) -> None:
+        assert not any(isinstance(arg, np.ndarray) and arg.dtype.fields is None for arg in args)
+        super().launch(source, kernel, grid, block, *map(_host, args), shared_bytes=shared_bytes)

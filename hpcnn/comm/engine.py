@@ -22,7 +22,7 @@ from hpcnn.comm.collective import Collective, OfLibrary, Scheduled, check_fits
 from hpcnn.comm.counters import Communication, Traffic
 from hpcnn.comm.library import load, node_map
 from hpcnn.comm.small import SMALL_BYTES, SMALL_TYPES, run_small, scratch_bytes
-from hpcnn.comm.staging import Staged, Touched, touched
+from hpcnn.comm.staging import WHOLE, Staged, Touched, touched
 from hpcnn.comm.verdict import Waiting
 from hpcnn.comm.wait import Patience
 from hpcnn.comm.watchdog import Watchdog
@@ -149,7 +149,7 @@ class Engine:
             self._staged(
                 array,
                 lambda host: self._scheduled(schedule, host, tag, **options),
-                lambda: touched(schedule, rounds=wire != "fp32"),
+                lambda: WHOLE if round_result and wire != "fp32" else touched(schedule, rounds=wire != "fp32"),
             )
         )
 

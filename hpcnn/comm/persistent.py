@@ -18,14 +18,12 @@ from hpcnn.comm.collective import Collective
 from hpcnn.comm.counters import Traffic
 from hpcnn.comm.engine import Engine
 from hpcnn.comm.library import load
-from hpcnn.comm.staging import Touched
+from hpcnn.comm.staging import WHOLE, Touched
 from hpcnn.comm.wire import wire_itemsize
 from hpcnn.errors import CommError
 from hpcnn.plan import choice, schedules
 from hpcnn.plan.schedules import Schedule
 from hpcnn.plan.schedules.schedule import mapped
-
-_ALL = (slice(None),)
 
 
 def prepare_allreduce(
@@ -66,7 +64,7 @@ def prepare_allreduce(
         return engine.prepare_of_library(
             array,
             lambda comm, host: comm.Iallreduce(in_place, host),
-            parts=Touched(_ALL, _ALL),
+            parts=WHOLE,
             label=label,
             priority=priority,
             traffic=Traffic(1, array.nbytes),
@@ -112,7 +110,7 @@ def prepare_reduce_scatter(
             array,
             lambda comm, host: comm.Ireduce_scatter(host, result, sizes),
             lambda host: np.copyto(host[mine], result),
-            parts=Touched(_ALL, (mine,)),
+            parts=Touched(WHOLE.reads, (mine,)),
             label=label,
             priority=priority,
             traffic=Traffic(1, array.nbytes),
@@ -147,7 +145,7 @@ def prepare_allgather(
         return engine.prepare_of_library(
             array,
             lambda comm, host: comm.Iallgatherv(mpi.IN_PLACE, [host, sizes, places, kind]),
-            parts=Touched((slice(boundaries[rank], boundaries[rank + 1]),), _ALL),
+            parts=Touched((slice(boundaries[rank], boundaries[rank + 1]),), WHOLE.writes),
             label=label,
             priority=priority,
             traffic=Traffic(1, sizes[rank] * array.itemsize),

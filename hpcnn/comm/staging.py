@@ -29,6 +29,9 @@ class Touched(NamedTuple):
     writes: tuple[slice, ...]
 
 
+WHOLE = Touched((slice(None),), (slice(None),))
+
+
 class Staged(Collective):
     """A collective on a device array. From start to done the array belongs to it, as a host array would.
 
