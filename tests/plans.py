@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcnn import config as configuration
-from hpcnn.arrays import Shape
+from hpcnn.arrays import Place, Shape
 from hpcnn.comm import World
 from hpcnn.gpu import Copies
 from hpcnn.nn.model import Model
@@ -56,12 +56,12 @@ def train(
     steps: int = 3,
     dtype: type = np.float64,
     activation: object = None,
+    place: Place = "cpu",
     copies: Copies | None = None,
 ) -> Result:
     """Return the losses of some steps on random images, and on rank 0 the global parameters and momentum."""
     config = configuration.load("lenet5", ["exchange.bucket_bytes=50000", "train.weight_decay=1e-3", *overrides])
     settings = config.exchange
-    place = "cpu" if copies is None else "cuda"
     model = Model(spec, 3, dtype, plan.parts(spec, on.rank), activation=activation, place=place)
     buckets = choose_buckets(
         spec,

@@ -36,7 +36,8 @@ def copies():
 def run(preset: str, *overrides: str, copies: FakeCopies | None = None, **options) -> Result:
     spec = kinds(10)
     plan = make_plan(spec, preset, world().size, BATCH)
-    return train(world(), spec, plan, *overrides, dtype=np.float32, copies=copies, **options)
+    place = "cpu" if copies is None else "cuda"
+    return train(world(), spec, plan, *overrides, dtype=np.float32, place=place, copies=copies, **options)
 
 
 def assert_same(found: Result, expected: Result) -> None:
@@ -99,7 +100,7 @@ def test_sums_of_parts_and_turns_are_refused_in_16_bits(copies):
     plans = [make_plan(spec, "hybrid-rows", size, BATCH)] if size > 1 else []
     for model, plan in (*((spec, plan) for plan in plans), (plain_yolo(), yolo_in_turns())):
         with fake_gpu(), pytest.raises(PlanError, match="needs activations of 32 bits"):
-            train(world(), model, plan, dtype=np.float32, copies=copies, activation=bfloat16())
+            train(world(), model, plan, dtype=np.float32, place="cuda", copies=copies, activation=bfloat16())
 
 
 def test_turns_on_device_arrays(copies):
@@ -107,7 +108,7 @@ def test_turns_on_device_arrays(copies):
     with backend.use("numpy"):
         expected = train(world(), plain_yolo(), plan, dtype=np.float32)
     with fake_gpu():
-        assert_same(train(world(), plain_yolo(), plan, dtype=np.float32, copies=copies), expected)
+        assert_same(train(world(), plain_yolo(), plan, dtype=np.float32, place="cuda", copies=copies), expected)
 
 
 def yolo_in_turns() -> Plan:
