@@ -1,1 +1,1 @@
-"""CUDA sources of the GPU operators; none in this version."""
+"""CUDA sources of the GPU operators; `hpcnn.ops.cuda.compile` finds them here once installed."""

@@ -108,9 +108,9 @@ __device__ __forceinline__ void apply_forward(const T* x, T* y, const float* coe
     const int64 channel = (int64(blockIdx.x) * blockDim.x + threadIdx.x) * V;
     if (channel >= channels) return;
     float centre[V], scale[V], shift[V];
-    load_each(centre, coefficients + CENTRE * channels + channel);
-    load_each(scale, coefficients + SCALE * channels + channel);
-    load_each(shift, coefficients + SHIFT * channels + channel);
+    load_coefficients(centre, coefficients + CENTRE * channels + channel);
+    load_coefficients(scale, coefficients + SCALE * channels + channel);
+    load_coefficients(shift, coefficients + SHIFT * channels + channel);
 #pragma unroll 2
     for (int64 m = int64(blockIdx.y) * blockDim.y + threadIdx.y; m < positions; m += int64(gridDim.y) * blockDim.y) {
         float values[V];
@@ -130,9 +130,9 @@ template <int V> struct Gate {
 
     __device__ __forceinline__ Gate(const float* forward, int64 channel, int channels, int kind) : activation(kind) {
         if (kind == IDENTITY) return;
-        load_each(centre, forward + CENTRE * channels + channel);
-        load_each(scale, forward + SCALE * channels + channel);
-        load_each(shift, forward + SHIFT * channels + channel);
+        load_coefficients(centre, forward + CENTRE * channels + channel);
+        load_coefficients(scale, forward + SCALE * channels + channel);
+        load_coefficients(shift, forward + SHIFT * channels + channel);
     }
 
     __device__ __forceinline__ float error(float grad, float x, int v) const {
@@ -195,10 +195,10 @@ __device__ __forceinline__ void apply_backward(const T* grad_output, const T* x,
     if (channel >= channels) return;
     const Gate<V> gate(forward, channel, channels, activation);
     float centre[V], scale[V], slopes[V], shift[V];
-    load_each(centre, coefficients + GRAD_CENTRE * channels + channel);
-    load_each(scale, coefficients + GRAD_SCALE * channels + channel);
-    load_each(slopes, coefficients + GRAD_SLOPE * channels + channel);
-    load_each(shift, coefficients + GRAD_SHIFT * channels + channel);
+    load_coefficients(centre, coefficients + GRAD_CENTRE * channels + channel);
+    load_coefficients(scale, coefficients + GRAD_SCALE * channels + channel);
+    load_coefficients(slopes, coefficients + GRAD_SLOPE * channels + channel);
+    load_coefficients(shift, coefficients + GRAD_SHIFT * channels + channel);
 #pragma unroll 2
     for (int64 m = int64(blockIdx.y) * blockDim.y + threadIdx.y; m < positions; m += int64(gridDim.y) * blockDim.y) {
         float grad[V], values[V];

@@ -20,35 +20,32 @@ struct Boxes {
 // Call body(offset in the large array, offset in the flat one) for all units of box blockIdx.z.
 template <typename Body> __device__ __forceinline__ void for_units(const Boxes& all, Body body) {
     const Box& box = all.boxes[blockIdx.z];
-    const int run = box.extents[3];
-    const int64 lines = int64(box.extents[0]) * box.extents[1] * box.extents[2];
-    for (int64 line = int64(blockIdx.y) * blockDim.y + threadIdx.y; line < lines; line += int64(gridDim.y) * blockDim.y) {
-        const int64 outer = line / box.extents[2];
-        const int64 start = box.at + outer / box.extents[1] * all.strides[0] +
-                            outer % box.extents[1] * all.strides[1] + line % box.extents[2] * all.strides[2];
+    const int run = box.extents[3], lines = box.extents[0] * box.extents[1] * box.extents[2];  // which fits
+    const int64 step = int64(gridDim.y) * blockDim.y;
+    for (int64 line = int64(blockIdx.y) * blockDim.y + threadIdx.y; line < lines; line += step) {
+        const int outer = int(line) / box.extents[2], outermost = outer / box.extents[1];
+        const int64 start = box.at + (int(line) - outer * box.extents[2]) * all.strides[2] +
+                            (outer - outermost * box.extents[1]) * all.strides[1] + outermost * all.strides[0];
         for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < run; i += int64(gridDim.x) * blockDim.x) {
             body(start + i, box.piece + line * run + i);
         }
     }
 }
 
-struct alignas(16) Bytes16 {
-    uint64 low, high;
-};
-
-#define COPIES(bytes, Unit)                                                                           \
-    extern "C" __global__ void box_pack_##bytes(const Unit* x, Unit* flat, Boxes boxes) {             \
-        for_units(boxes, [=](int64 at, int64 piece) { flat[piece] = x[at]; });                        \
-    }                                                                                                 \
-    extern "C" __global__ void box_unpack_##bytes(Unit* x, const Unit* flat, Boxes boxes) {           \
-        for_units(boxes, [=](int64 at, int64 piece) { x[at] = flat[piece]; });                        \
+// A unit is n words.
+#define COPIES(bytes, Word, n)                                                                                  \
+    extern "C" __global__ void box_pack_##bytes(const Vector<Word, n>* x, Vector<Word, n>* flat, Boxes boxes) {  \
+        for_units(boxes, [=](int64 at, int64 piece) { flat[piece] = x[at]; });                                  \
+    }                                                                                                           \
+    extern "C" __global__ void box_unpack_##bytes(Vector<Word, n>* x, const Vector<Word, n>* flat, Boxes boxes) { \
+        for_units(boxes, [=](int64 at, int64 piece) { x[at] = flat[piece]; });                                  \
     }
 
-COPIES(16, Bytes16)
-COPIES(8, uint64)
-COPIES(4, uint32)
-COPIES(2, uint16)
-COPIES(1, uint8)
+COPIES(16, uint64, 2)
+COPIES(8, uint64, 1)
+COPIES(4, uint32, 1)
+COPIES(2, uint16, 1)
+COPIES(1, uint8, 1)
 
 // A unit is V elements.
 template <typename T, int V>

@@ -101,7 +101,9 @@ template <typename T, int TILE, int THREADS, int V> struct Across {
             Vector<float, V> v;
 #pragma unroll
             for (int j = 0; j < V; ++j) v.at[j] = to_float(from_float<Rounded>(to_float(raw[i].at[j])));
-            *reinterpret_cast<Vector<float, V>*>(tile + row(i) * (TILE + PADDING) + lane()) = v;
+            // Counted in vectors, so that the compiler sees the alignment.
+            int at = row(i) * ((TILE + PADDING) / V) + threadIdx.x % lanes;
+            reinterpret_cast<Vector<float, V>*>(tile)[at] = v;
         }
     }
 };

@@ -53,7 +53,8 @@ __device__ __forceinline__ void forward(const T* x, const float* w, const float*
     y[element] = from_float<T>(activate(sum, activation));
 }
 
-// dx[n, h, w, c] = activation(bias[c] + sum over the (p, q, r, s) that read (h, w), and k, of dy[n, p, q, k] w[k, r, s, c]).
+// dx[n, h, w, c] = activation(bias[c] + sum over k, and the (p, q, r, s) that read (h, w), of dy[n, p, q, k]
+// w[k, r, s, c]).
 template <typename T>
 __device__ __forceinline__ void input(const T* grad_output, const float* w, const float* bias, T* grad_input,
                                       int activation, const Conv2d& g) {
@@ -70,7 +71,8 @@ __device__ __forceinline__ void input(const T* grad_output, const float* w, cons
         for (int s = 0; s < g.s; ++s) {
             int across = at.across + g.pad_left - s * g.dilation_w;
             if (across < 0 || across % g.stride_w || across / g.stride_w >= g.q) continue;
-            const T* grad = grad_output + ((at.sample * g.p + down / g.stride_h) * g.q + across / g.stride_w) * g.k + first;
+            int64 output = (at.sample * g.p + down / g.stride_h) * g.q + across / g.stride_w;
+            const T* grad = grad_output + output * g.k + first;
             const float* filter = w + first * stride + (static_cast<int64>(r) * g.s + s) * depth + channel;
             for (int k = 0; k < filters; ++k) sum += to_float(grad[k]) * rounded<T>(filter[k * stride]);
         }

@@ -51,7 +51,7 @@ template <typename T> __device__ __forceinline__ void write(T* to, const float* 
 }
 
 // The tile M x N of this block, by M * N / 64 threads: a warp has 32 x 64 of it, a thread four rows and four columns of
-// each quarter of that. With several splits sums go to `partials`, split by split, and bias and activation have to wait.
+// each quarter of that. With several splits sums go to `partials`, split by split; bias and activation have to wait.
 template <int M, int N, typename Out, typename Rounded, typename Left, typename Right, typename T>
 __device__ __forceinline__ void product(Left left, Right right, int steps, const Product& g, int64 first_row,
                                         int64 first_column, const float* bias, T* out, float* partials,
@@ -126,8 +126,8 @@ template <typename Out, int M, int N> struct Block {
     }
 };
 
-#define FORWARD(M, N, V, T, type)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(M * N / 64, 32768 / (M * N))                                       \
+#define FORWARD(M, N, V, T, type, blocks)                                                                           \
+    extern "C" __global__ void __launch_bounds__(M * N / 64, blocks)                                                \
         conv2d_forward_simt_##M##x##N##_v##V##_##type(const T* x, const float* w, const float* bias, T* y,          \
                                                       float* partials, int activation, Product g) {                 \
         Block<OutPixels, M, N> block(g);                                                                            \
@@ -137,8 +137,8 @@ template <typename Out, int M, int N> struct Block {
                                     activation);                                                                    \
     }
 
-#define INPUT(M, N, V, T, type)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(M * N / 64, 32768 / (M * N))                                       \
+#define INPUT(M, N, V, T, type, blocks)                                                                             \
+    extern "C" __global__ void __launch_bounds__(M * N / 64, blocks)                                                \
         conv2d_input_simt_##M##x##N##_v##V##_##type(const T* grad_output, const float* w, const float* bias,        \
                                                     T* grad_input, float* partials, int activation, Product g) {    \
         Block<OutPixels, M, N> block(g);                                                                            \
@@ -148,8 +148,8 @@ template <typename Out, int M, int N> struct Block {
                                     partials, activation);                                                          \
     }
 
-#define WEIGHT(M, N, V, T, type)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(M * N / 64, 32768 / (M * N))                                       \
+#define WEIGHT(M, N, V, T, type, blocks)                                                                            \
+    extern "C" __global__ void __launch_bounds__(M * N / 64, blocks)                                                \
         conv2d_weight_simt_##M##x##N##_v##V##_##type(const T* x, const T* grad_output, float* grad_weight,          \
                                                      float* partials, Product g) {                                  \
         Block<OutFilters, M, N> block(g);                                                                           \
@@ -160,11 +160,15 @@ template <typename Out, int M, int N> struct Block {
                                      partials, IDENTITY);                                                           \
     }
 
-#define PASSES(M, N, V, T, type) FORWARD(M, N, V, T, type) INPUT(M, N, V, T, type) WEIGHT(M, N, V, T, type)
+#define PASSES(M, N, V, T, type, blocks) \
+    FORWARD(M, N, V, T, type, blocks)    \
+    INPUT(M, N, V, T, type, blocks)      \
+    WEIGHT(M, N, V, T, type, blocks)
 
-PASSES(128, 128, 4, float, f32)
-PASSES(128, 64, 4, float, f32)
-PASSES(64, 64, 4, float, f32)
-PASSES(64, 64, 1, float, f32)
-PASSES(64, 64, 4, bf16, bf16)
-PASSES(64, 64, 1, bf16, bf16)
+// Blocks to have on a multiprocessor: 512 threads of 128 registers. Single elements have more addresses to keep.
+PASSES(128, 128, 4, float, f32, 2)
+PASSES(128, 64, 4, float, f32, 4)
+PASSES(64, 64, 4, float, f32, 8)
+PASSES(64, 64, 1, float, f32, 6)
+PASSES(64, 64, 4, bf16, bf16, 8)
+PASSES(64, 64, 1, bf16, bf16, 6)

@@ -17,7 +17,8 @@ template <typename T, int V>
 __device__ __forceinline__ void dropout_forward(const T* x, T* y, uint8* keep, const int64* indices,
                                                 const uint64* numbers, uint64 first, int64 samples, int64 size,
                                                 uint64 stream, float rate, float scale) {
-    for (int64 e = (int64(blockIdx.x) * blockDim.x + threadIdx.x) * V; e < size; e += int64(gridDim.x) * blockDim.x * V) {
+    const int64 step = int64(gridDim.x) * blockDim.x * V;
+    for (int64 e = (int64(blockIdx.x) * blockDim.x + threadIdx.x) * V; e < size; e += step) {
         const uint64 number = numbers ? numbers[e] : first + e;
         for (int64 n = int64(blockIdx.y) * blockDim.y + threadIdx.y; n < samples; n += int64(gridDim.y) * blockDim.y) {
             const uint64 high = uint64(indices[n]) << 32;

@@ -18,16 +18,16 @@ __device__ __forceinline__ Range places_of_pixels(int p, int extent, int window,
 }
 
 // Call body(sample, row, column, first channel) for this thread's part of images of (samples, rows, columns, channels).
+// 32-bit divisions: whoever launches sees to it that samples * rows and columns * channels fit.
 template <int V, typename Body>
 __device__ __forceinline__ void for_pixels(int samples, int rows, int columns, int channels, Body body) {
-    const int vectors = channels / V;
-    for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < int64(columns) * vectors;
-         i += int64(gridDim.x) * blockDim.x) {
-        const int column = int(i / vectors), channel = int(i - int64(column) * vectors) * V;
-        for (int64 line = int64(blockIdx.y) * blockDim.y + threadIdx.y; line < int64(samples) * rows;
+    const int vectors = channels / V, across = columns * vectors, lines = samples * rows;
+    for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < across; i += int64(gridDim.x) * blockDim.x) {
+        const int column = int(i) / vectors, channel = (int(i) - column * vectors) * V;
+        for (int64 line = int64(blockIdx.y) * blockDim.y + threadIdx.y; line < lines;
              line += int64(gridDim.y) * blockDim.y) {
-            const int sample = int(line / rows);
-            body(sample, int(line - int64(sample) * rows), column, channel);
+            const int sample = int(line) / rows;
+            body(sample, int(line) - sample * rows, column, channel);
         }
     }
 }
@@ -45,16 +45,15 @@ __device__ __forceinline__ void maxpool2d_forward(const T* x, T* y, Place* argma
         const Range columns = places_of_pixels(q, d.w, d.s, d.stride_w, d.pad_left);
         float best[V];
         int where[V];
-        load(best, x + offset(n, p * d.stride_h - d.pad_top + rows.first, q * d.stride_w - d.pad_left + columns.first, c,
-                              d.h, d.w, d.c));
+        const int top = p * d.stride_h - d.pad_top, left = q * d.stride_w - d.pad_left;
+        load(best, x + offset(n, top + rows.first, left + columns.first, c, d.h, d.w, d.c));
 #pragma unroll
         for (int v = 0; v < V; ++v) where[v] = rows.first * d.s + columns.first;
         for (int r = rows.first; r < rows.stop; ++r) {
-            const int h = p * d.stride_h - d.pad_top + r, first = q * d.stride_w - d.pad_left;
-            const T* line = x + offset(n, h, 0, c, d.h, d.w, d.c);
+            const T* line = x + offset(n, top + r, left, c, d.h, d.w, d.c);
             for (int s = columns.first; s < columns.stop; ++s) {
                 float pixel[V];
-                load(pixel, line + int64(first + s) * d.c);
+                load(pixel, line + int64(s) * d.c);
 #pragma unroll
                 for (int v = 0; v < V; ++v) {
                     if (pixel[v] > best[v]) where[v] = r * d.s + s;
@@ -111,13 +110,13 @@ __device__ __forceinline__ void avgpool2d_forward(const T* x, T* y, const Pool2d
     for_pixels<V>(d.n, d.p, d.q, d.c, [&](int n, int p, int q, int c) {
         const Range rows = places_of_pixels(p, d.h, d.r, d.stride_h, d.pad_top);
         const Range columns = places_of_pixels(q, d.w, d.s, d.stride_w, d.pad_left);
+        const int top = p * d.stride_h - d.pad_top, left = q * d.stride_w - d.pad_left;
         float sum[V] = {};
         for (int r = rows.first; r < rows.stop; ++r) {
-            const int h = p * d.stride_h - d.pad_top + r, first = q * d.stride_w - d.pad_left;
-            const T* line = x + offset(n, h, 0, c, d.h, d.w, d.c);
+            const T* line = x + offset(n, top + r, left, c, d.h, d.w, d.c);
             for (int s = columns.first; s < columns.stop; ++s) {
                 float pixel[V];
-                load(pixel, line + int64(first + s) * d.c);
+                load(pixel, line + int64(s) * d.c);
 #pragma unroll
                 for (int v = 0; v < V; ++v) sum[v] += pixel[v];
             }

@@ -87,7 +87,8 @@ template <int V> __device__ __forceinline__ void squares(const float* x, double*
         if (V == 4) {
             load(values, x + group * 4);
         } else {
-            load_each(values, x + group * 4);
+#pragma unroll
+            for (int v = 0; v < 4; ++v) values[v] = x[group * 4 + v];
         }
 #pragma unroll
         for (int v = 0; v < 4; ++v) sum[0] += double(values[v]) * double(values[v]);

@@ -21,10 +21,15 @@ template <int V, typename T> __device__ __forceinline__ void store(T* p, const f
     *reinterpret_cast<Vector<T, V>*>(p) = t;
 }
 
-// The coefficients of V neighbouring channels: float32, read once by each thread, of any alignment.
-template <int V> __device__ __forceinline__ void load_each(float (&x)[V], const float* p) {
+// Coefficients of V neighbouring channels: float32, whatever the elements are; 16-byte aligned where V > 1.
+template <int V> __device__ __forceinline__ void load_coefficients(float (&x)[V], const float* p) {
+    constexpr int n = V % 4 == 0 ? 4 : 1;
 #pragma unroll
-    for (int v = 0; v < V; ++v) x[v] = p[v];
+    for (int v = 0; v < V; v += n) {
+        const Vector<float, n> t = *reinterpret_cast<const Vector<float, n>*>(p + v);
+#pragma unroll
+        for (int i = 0; i < n; ++i) x[v + i] = t.at[i];
+    }
 }
 
 // Call body(Width<V>, first element) for all vectors of a flat array, and body(Width<1>, element) for what is left.

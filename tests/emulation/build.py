@@ -16,9 +16,10 @@ HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "kernels"
 BUILD = HERE / "build"
 COMPILER = shutil.which("g++")
+RUNTIME = (HERE / "runtime.cpp", HERE / "tensor.cpp")
+CHECKS = ("-O2", "-fsanitize=bounds,alignment,integer-divide-by-zero", "-fno-sanitize-recover=all")
 FLAGS = (
-    *("-std=c++17", "-O2", "-march=native", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing"),
-    *("-fsanitize=bounds,alignment,integer-divide-by-zero", "-fno-sanitize-recover=all"),
+    *("-std=c++17", "-march=native", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing"),
     *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-attributes", "-DHPCNN_EMULATION"),
 )
 # As the preprocessor leaves a kernel with HPCNN_EMULATION_NAMES: the bounds may stand on either side of void.
@@ -83,7 +84,9 @@ def library(source: Path) -> Path:
     compiler = _compiler()
     includes = ("-I", str(HERE), "-I", str(KERNELS), "-I", str(source.parent))
     runtime = HERE / "runtime.cpp"
-    target = BUILD / f"{source.stem}-{content_hash([*parts(source), *parts(runtime)], compiler, *FLAGS)}.so"
+    target = (
+        BUILD / f"{source.stem}-{content_hash([*parts(source), *parts(runtime), Path(__file__)], compiler, *FLAGS)}.so"
+    )
     if target.exists():
         return target
     BUILD.mkdir(exist_ok=True)
@@ -94,7 +97,7 @@ def library(source: Path) -> Path:
         names = kernel_names(source, includes)
         if not names:
             raise EmulationError(f'emulation: {source.name} has no extern "C" __global__ function.')
-        entries = "".join(f'    emulation::kernel<{name}>("{name}", {bounds}),\n' for name, bounds in names)
+        entries = "".join(f'    emulation::kernel<::{name}>("{name}", {bounds}),\n' for name, bounds in names)
         driver = Path(folder) / "driver.cpp"
         driver.write_text(
             f'#include "{source}"\n#include "entry.h"\n'
@@ -103,8 +106,8 @@ def library(source: Path) -> Path:
         )
         made = Path(folder) / target.name
         # The link has no -fsanitize: runtime.cpp has the functions that the checks call.
-        objects = [str(_runtime()), str(Path(folder) / "driver.o")]
-        run([compiler_path(), *FLAGS, *includes, "-x", "c++", "-c", str(driver), "-o", objects[1]], source.name)
+        objects = [str(Path(folder) / "driver.o"), *(str(_runtime(part)) for part in RUNTIME)]
+        run([compiler_path(), *FLAGS, *CHECKS, *includes, "-c", str(driver), "-o", objects[0]], source.name)
         run([compiler_path(), "-shared", *objects, "-o", str(made)], source.name)
         for old in BUILD.glob(f"{source.stem}-*.so"):
             old.unlink(missing_ok=True)
@@ -118,16 +121,13 @@ def compiler_path() -> str:
     return COMPILER
 
 
-def _runtime() -> Path:
-    """Return the object file of the scheduler, compiled if need be."""
-    source = HERE / "runtime.cpp"
-    target = BUILD / f"runtime-{content_hash(parts(source), _compiler(), *FLAGS)}.o"
-    if target.exists():
-        return target
+def _runtime(source: Path) -> Path:
+    """Return the object file of a part of the runtime, compiled if need be."""
+    target = BUILD / f"{source.stem}-{content_hash([*parts(source), Path(__file__)], _compiler())}.o"
     with open(BUILD / "runtime.lock", "w") as lock, tempfile.TemporaryDirectory(dir=BUILD) as folder:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             made = Path(folder) / target.name
-            run([compiler_path(), *FLAGS, "-I", str(HERE), "-c", str(source), "-o", str(made)], source.name)
+            run([compiler_path(), *FLAGS, "-O3", "-I", str(HERE), "-c", str(source), "-o", str(made)], source.name)
             made.replace(target)
     return target

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import mmap
 import threading
 import time
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
 # Dynamic shared memory that a block may ask for, by architecture.
 MAX_SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+
+GUARD_BYTES = 1 << 20
+"""Memory before and behind an array that is reserved and may not be accessed."""
 
 
 class Library:
@@ -76,10 +80,13 @@ class Emulator:
         self._folders = (*folders, build.KERNELS)
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
-        """Return an array full of 0xff bytes, which are NaN and -1: what a kernel leaves out shows."""
-        x = np.empty(shape, dtype)
-        x.reshape(-1).view(np.uint8)[:] = 0xFF
-        return x
+        """Return an array full of 0xff bytes, which are NaN and -1: what a kernel leaves out shows.
+
+        The memory before and behind it cannot be accessed, so that indices outside end the launch.
+        """
+        kind = np.dtype(dtype)
+        num_bytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        return _guarded(num_bytes).view(kind).reshape(shape)
 
     def upload(self, x: Any, dtype: Any = None) -> Array:
         """Return a C-ordered copy."""
@@ -101,7 +108,7 @@ class Emulator:
         *args: Any,
         shared_bytes: int = 0,
     ) -> None:
-        """Run a kernel to its end; raises what a GPU would fail for (TypeError: arguments, EmulationError: the rest)."""
+        """Run a kernel to its end; TypeError refuses arguments, EmulationError all else that a GPU would fail for."""
         library = _library(source, self._folders)
         if kernel not in library.kernels:
             raise EmulationError(
@@ -148,6 +155,22 @@ class Emulator:
         return full[0], full[1]
 
 
+def _guarded(num_bytes: int) -> np.ndarray:
+    """Return bytes of 0xff, 16-byte aligned, that end (to 15 bytes) where accessible memory does."""
+    page, guard = mmap.PAGESIZE, GUARD_BYTES
+    used = -(-num_bytes // 16) * 16
+    total = -(-used // page) * page + 2 * guard
+    memory = mmap.mmap(-1, total, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = np.frombuffer(memory, np.uint8)
+    inside = whole[total - guard - used : total - guard]
+    inside[:] = 0xFF
+    for start in (0, total - guard):
+        if _libc.mprotect(ctypes.c_void_p(whole.ctypes.data + start), ctypes.c_size_t(guard), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    return inside[:num_bytes]
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
 _lock = threading.Lock()
 _libraries: dict[Path, Library] = {}
 

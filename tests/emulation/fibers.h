@@ -23,8 +23,6 @@ struct Fiber {
     Wait wait;
     const char* file;  // where it waits
     int line;
-    bool (*condition)(void*);
-    void* condition_argument;
     unsigned int num_copies, group;  // of its list of copies
 };
 
@@ -58,7 +56,7 @@ int wait_for_block(int vote, const char* file, int line);
 // Wait for the lanes of `mask`, all of which name the same function; it has run when this returns.
 void wait_for_lanes(unsigned int mask, Collective function, void* operands, const char* file, int line);
 
-// Wait until condition(argument) is true, which another thread brings about.
+// Wait until condition(argument) is true, which another thread brings about. It is asked again and again, by this thread.
 void wait_until(bool (*condition)(void*), void* argument, const char* file, int line);
 
 // The copies of a fiber that have not arrived.

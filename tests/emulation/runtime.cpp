@@ -11,6 +11,7 @@
 
 #include "checks.h"
 #include "entry.h"
+#include "switch.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -21,13 +22,15 @@ State state;
 
 namespace {
 
-constexpr size_t STACK_BYTES = 64 << 10, PAGE = 4096, MAX_SHARED_BYTES = 256 << 10;
+// Tops of stacks are set off against each other: at one offset they would all share one set of the caches.
+constexpr size_t OFFSETS = 16 << 10, OFFSET = 704, STACK_BYTES = (64 << 10) + OFFSETS, PAGE = 4096, MAX_SHARED_BYTES = 256 << 10, GUARD = 1 << 20;
 constexpr unsigned int ASCENDING = 0, DESCENDING = 1;  // orders; any other number is the seed of a random one
 
 Fiber fibers[MAX_THREADS];
 Warp warps[MAX_THREADS / WARP];
 unsigned int warp_order[MAX_THREADS / WARP], lane_order[WARP];
 unsigned int num_threads, num_warps, live;
+unsigned long long conditions_met;  // by fibers that had to wait
 
 unsigned char *stacks, *shared_region;
 Copy* copy_lists;
@@ -42,34 +45,6 @@ char* message;
 size_t message_bytes;
 
 }  // namespace
-
-#ifndef __x86_64__
-#error "the switch between fibers is written for x86-64"
-#endif
-// Save the registers that a function keeps and the stack pointer; take those that were saved at `next`.
-extern "C" void emulation_switch(void** saved, void* next);
-asm(R"(
-    .text
-    .hidden emulation_switch
-    .type emulation_switch, @function
-emulation_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-    .size emulation_switch, .-emulation_switch
-)");
 
 namespace {
 
@@ -117,7 +92,7 @@ void end_fiber() {
     warp.live &= ~(1u << fiber.lane);
     fiber.wait = Wait::ENDED;
     live--;
-    for (unsigned int lane = 0; lane < WARP; lane++)  // those that waited for this one too
+    for (unsigned int lane = 0; lane < WARP && warp.waiting; lane++)  // those that waited for this one too
         if (warp.waiting >> lane & 1 && warp.mask[lane] >> fiber.lane & 1) meet(warp, warp.mask[lane]);
     free_stacks[num_free_stacks++] = fiber.stack;
     void* unused;
@@ -137,7 +112,8 @@ void prepare(Fiber& fiber) {
         mprotect(fiber.stack, PAGE, PROT_NONE);  // a stack that grows too large faults here
     }
     // As if emulation_switch had been called from the first instruction of fiber_main: six registers and an address.
-    void** top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES) - 8;
+    size_t offset = (fiber.stack - stacks) / STACK_BYTES * OFFSET % OFFSETS;
+    void** top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES - offset) - 8;
     top[6] = reinterpret_cast<void*>(fiber_main);
     fiber.stack_pointer = top;
 }
@@ -148,6 +124,7 @@ void resume(Fiber& fiber) {
     state.current = &fiber;
     threadIdx = fiber.index;
     emulation_switch(&scheduler_stack_pointer, fiber.stack_pointer);
+    state.current = nullptr;
 }
 
 // Run a warp until all of its fibers wait for others; return whether any moved.
@@ -158,11 +135,11 @@ bool run_warp(unsigned int warp) {
         for (unsigned int i = 0; i < WARP && !failed; i++) {
             if (lane_order[i] >= count) continue;
             Fiber& fiber = fibers[first + lane_order[i]];
-            if (fiber.wait == Wait::NOTHING ||
-                (fiber.wait == Wait::CONDITION && fiber.condition(fiber.condition_argument))) {
-                resume(fiber);
-                moved = true;
-            }
+            if (fiber.wait != Wait::NOTHING && fiber.wait != Wait::CONDITION) continue;
+            unsigned long long before = conditions_met;
+            bool ready = fiber.wait == Wait::NOTHING;
+            resume(fiber);
+            moved |= ready || conditions_met != before;
         }
         if (!moved || failed) return moved_before;
     }
@@ -190,7 +167,7 @@ bool release_block() {
         if (fiber.wait == Wait::ENDED) continue;
         if (fiber.wait != Wait::BLOCK) return false;
         if (!first) first = &fiber;
-        if (fiber.line != first->line || strcmp(fiber.file, first->file)) {
+        if (fiber.line != first->line || (fiber.file != first->file && strcmp(fiber.file, first->file))) {
             snprintf(message, message_bytes,
                      "divergent barrier: thread (%u, %u, %u) waits for the block at %s:%d, thread (%u, %u, %u) at %s:%d",
                      first->index.x, first->index.y, first->index.z, first->file, first->line, fiber.index.x,
@@ -291,14 +268,14 @@ void open_runtime(unsigned int shared_bytes) {
     if (!stacks) {
         stacks = static_cast<unsigned char*>(reserve(STACK_BYTES * MAX_THREADS));
         copy_lists = static_cast<Copy*>(reserve(sizeof(Copy) * MAX_COPIES * MAX_THREADS));
-        shared_region = static_cast<unsigned char*>(reserve(MAX_SHARED_BYTES + 2 * PAGE));
-        mprotect(shared_region, PAGE, PROT_NONE);
-        mprotect(shared_region + PAGE + MAX_SHARED_BYTES, PAGE, PROT_NONE);
+        shared_region = static_cast<unsigned char*>(reserve(MAX_SHARED_BYTES + 2 * GUARD));
+        mprotect(shared_region, GUARD, PROT_NONE);
+        mprotect(shared_region + GUARD + MAX_SHARED_BYTES, GUARD, PROT_NONE);
     }
     num_free_stacks = 0;
     for (unsigned int i = 0; i < num_used_stacks; i++) free_stacks[num_free_stacks++] = stacks + STACK_BYTES * i;
     state.dynamic_bytes = shared_bytes;
-    state.dynamic_shared = shared_region + PAGE + MAX_SHARED_BYTES - shared_bytes - slack();
+    state.dynamic_shared = shared_region + GUARD + MAX_SHARED_BYTES - shared_bytes - slack();
     static unsigned char* known = nullptr;
     segment_anchor = 0;
     if (known != reinterpret_cast<unsigned char*>(&segment_anchor)) dl_iterate_phdr(find_segment, nullptr);
@@ -308,12 +285,13 @@ void open_runtime(unsigned int shared_bytes) {
 const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 
 void on_signal(int number, siginfo_t* info, void*) {
+    if (!state.current) signal(number, SIG_DFL), raise(number);  // not a kernel's fault
     unsigned char* at = static_cast<unsigned char*>(info->si_addr);
     const char* what = number == SIGFPE ? "division by zero" : number == SIGILL ? "illegal instruction" : nullptr;
     if (what) fail("%s", what);
     if (at >= stacks && at < stacks + STACK_BYTES * MAX_THREADS)
-        fail("more than %zu bytes of local memory", STACK_BYTES - PAGE);
-    if (at >= shared_region && at < shared_region + MAX_SHARED_BYTES + 2 * PAGE)
+        fail("more than %zu bytes of local memory", STACK_BYTES - OFFSETS - PAGE);
+    if (at >= shared_region && at < shared_region + MAX_SHARED_BYTES + 2 * GUARD)
         fail("access to byte %td of %u bytes of dynamic shared memory", at - state.dynamic_shared, state.dynamic_bytes);
     fail("illegal address %p", info->si_addr);
 }
@@ -353,9 +331,9 @@ void wait_for_lanes(unsigned int mask, Collective function, void* operands, cons
 
 void wait_until(bool (*condition)(void*), void* argument, const char* file, int line) {
     if (condition(argument)) return;
-    state.current->condition = condition;
-    state.current->condition_argument = argument;
-    park(Wait::CONDITION, file, line);
+    do park(Wait::CONDITION, file, line);
+    while (!condition(argument));
+    conditions_met++;
 }
 
 }  // namespace emulation

@@ -46,10 +46,8 @@ def batchnorm_forward(
     else:
         mean, var = statistics
         coefficients = device().empty((3, channels), np.float32)
-        _launch_channels(
-            *("forward_coefficients", mean, channels),
-            *(mean, var, gamma, beta, coefficients, np.int32(channels), np.float64(epsilon)),
-        )
+        numbers = np.int32(channels), np.float64(epsilon)
+        _launch_channels("forward_coefficients", channels, mean, var, gamma, beta, coefficients, *numbers)
     y = empty_like(x)
     width, positions = vector_width(channels, x, y), x.size // channels
     grid, block = rows_grid(
@@ -95,7 +93,7 @@ def batchnorm_backward(
     if reduce_sum is not None:
         reduce_sum(sums)
         arguments = sums, mean, var, gamma, coefficients, np.int32(channels), *numbers
-        _launch_channels("backward_coefficients", mean, channels, *arguments)
+        _launch_channels("backward_coefficients", channels, *arguments)
 
     grad_input = empty_like(x)
     width = vector_width(channels, x, grad_output, grad_input)
@@ -133,9 +131,10 @@ def _sum_grid(positions: int, columns: int) -> tuple[Pair, Pair]:
     return rows_grid(positions, columns, rows_per_thread=_ROWS_PER_THREAD, per_processor=_SUM_BLOCKS_PER_PROCESSOR)
 
 
-def _launch_channels(kernel: str, statistic: Array, channels: int, *arguments: Any) -> None:
-    """Launch a kernel with one thread for each channel."""
-    _launch(f"batchnorm_{kernel}_{_statistics_suffix(statistic)}", (-(-channels // THREADS),), (THREADS,), *arguments)
+def _launch_channels(kernel: str, channels: int, *arguments: Any) -> None:
+    """Launch a kernel with one thread for each channel; its second argument is one of the statistics."""
+    name = f"batchnorm_{kernel}_{_statistics_suffix(arguments[1])}"
+    _launch(name, (-(-channels // THREADS),), (THREADS,), *arguments)
 
 
 def _launch(kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from hpcnn.arrays import Array
 from hpcnn.errors import ShapeError
 from hpcnn.ops.cuda.device import device
-from hpcnn.ops.cuda.launch import LARGEST_GRID_Y, THREADS, address
+from hpcnn.ops.cuda.launch import LARGEST_GRID_Y, LARGEST_INT, THREADS, address
 from hpcnn.ops.cuda.types import suffix
 
 Box: TypeAlias = Sequence[slice | tuple[int, int]]
@@ -163,13 +163,15 @@ def _launch(kernel: str, x: Array, flat: Array, regions: list[_Region], unit: in
     def units(count: int) -> int:
         return count * x.dtype.itemsize // unit
 
+    longest = max(units(region.extents[-1]) for region in regions)
+    lines = max(prod(region.extents[:-1]) for region in regions)
+    if max(longest, lines) > LARGEST_INT:
+        raise ShapeError(f"box: {lines} runs of {longest} x {unit} bytes are too many for one box. Use smaller boxes.")
     arguments = np.zeros((), BOXES)
     arguments["strides"] = [units(stride) for stride in regions[0].strides]
     for index, region in enumerate(regions):
         extents = (*region.extents[:-1], units(region.extents[-1]))
         arguments["boxes"][index] = (units(region.at), units(region.piece), extents)
-    longest = max(units(region.extents[-1]) for region in regions)
-    lines = max(prod(region.extents[:-1]) for region in regions)
     threads = min(THREADS, 1 << (longest - 1).bit_length())
     block = (threads, THREADS // threads)
     most = 16 * device().num_processors

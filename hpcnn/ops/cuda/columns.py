@@ -20,7 +20,7 @@ def column_sums(x: Array, out: Array | None = None) -> Array:
     rows, columns = x.shape
     out = device().empty((columns,), np.float32) if out is None else out
     across = -(-columns // COLUMNS)
-    wanted = -(-4 * device().num_processors // across)
+    wanted = -(-8 * device().num_processors // across)
     splits = max(1, min(wanted, -(-rows // (4 * LANES)), 1024))
     target = out if splits == 1 else device().empty((splits, columns), np.float32)
     kernel = f"column_sum_{types.suffix(x.dtype)}"

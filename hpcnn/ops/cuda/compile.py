@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache as once
 from importlib import resources
 from pathlib import Path
@@ -28,6 +29,7 @@ STANDARD = "--std=c++17"
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 MARKER = re.compile(r"^//\s*architectures:\s*(.+)$", re.MULTILINE)
 MARKER_LINES = 20
+MOST_THREADS = 8
 FIRST_SPECIFIC = 90
 """From sm_90 on, machine code for exactly one architecture, such as sm_90a, has instructions that no other has."""
 INSTALL = "Install CuPy with its compiler (`pip install 'hpcnn[cuda13]'`), or put nvcc on PATH."
@@ -120,18 +122,14 @@ def compile_all(architectures: Iterable[int | str]) -> list[Compiled]:
 
     Nothing is raised for a source that does not compile: its line says so. The GPU need not be here.
     """
-    report = []
-    for wanted in dict.fromkeys(target(architecture) for architecture in architectures):
-        for source in sources():
-            if restriction(source) and wanted not in restriction(source):
-                continue
-            started = time.monotonic()
-            try:
-                code, cached = _obtain(source, wanted)
-                report.append(Compiled(source, wanted, time.monotonic() - started, len(code), cached))
-            except DeviceError as error:
-                report.append(Compiled(source, wanted, time.monotonic() - started, 0, False, str(error)))
-    return report
+    jobs = [
+        (source, wanted)
+        for wanted in dict.fromkeys(target(architecture) for architecture in architectures)
+        for source in sources()
+        if wanted in (restriction(source) or (wanted,))
+    ]
+    with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:  # compilers work without Python
+        return list(pool.map(lambda job: _compiled(*job), jobs))
 
 
 @once
@@ -151,6 +149,16 @@ def compiler() -> Compiler:
         except DeviceError:
             why = str(error) if isinstance(error, DeviceError) else f"{type(error).__name__}: {error}".strip()
     raise DeviceError(f"kernels: no CUDA compiler ({' '.join(why.split())}). {INSTALL}")
+
+
+def _compiled(source: str, wanted: str) -> Compiled:
+    """Compile one source if need be, and say how that went."""
+    started = time.monotonic()
+    try:
+        code, cached = _obtain(source, wanted)
+        return Compiled(source, wanted, time.monotonic() - started, len(code), cached)
+    except DeviceError as error:
+        return Compiled(source, wanted, time.monotonic() - started, 0, False, str(error))
 
 
 def _path(source: str) -> Path:
@@ -225,12 +233,12 @@ def _nvrtc() -> Compiler:
 
     major, minor = nvrtc.getVersion()
     headers = cuda_headers()
-    options = [STANDARD, "-default-device", *(f"-I{path}" for path in (folder(), *headers))]
+    options = [STANDARD, "-default-device", *(f"-I{path}" for path in headers)]
 
     def run(source: Path, wanted: str) -> bytes:
         program = nvrtc.createProgram(source.read_text(), str(source), (), ())
         try:
-            nvrtc.compileProgram(program, (f"-arch=sm_{wanted}", *options))
+            nvrtc.compileProgram(program, (f"-arch=sm_{wanted}", f"-I{source.parent}", *options))
             return bytes(nvrtc.getCUBIN(program))
         except nvrtc.NVRTCError as error:
             raise CompileError(nvrtc.getProgramLog(program) or str(error)) from None
@@ -254,7 +262,7 @@ def _nvcc() -> Compiler:
     def run(source: Path, wanted: str) -> bytes:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "kernels.cubin"
-            command = [program, "-cubin", f"-arch=sm_{wanted}", STANDARD, f"-I{folder()}", "-o", str(out), str(source)]
+            command = [program, "-cubin", f"-arch=sm_{wanted}", STANDARD, "-o", str(out), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode or not out.exists():
                 raise CompileError(done.stderr or done.stdout)
@@ -274,15 +282,16 @@ def cuda_headers() -> list[Path]:
     import cupy
     from cupy.cuda import get_cuda_path
 
-    roots = [get_cuda_path(), os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    candidates = [Path(root) / "include" for root in roots if root]
+    found = [get_cuda_path()]  # where the compiler library is; None for the wheels of CUDA 12, each a folder of its own
+    candidates = [Path(root) / "include" for root in found if root]
     try:
         from cuda.pathfinder import find_nvidia_header_directory
 
-        found = find_nvidia_header_directory("cudart")
-        candidates += [Path(found)] if found else []
+        candidates += map(Path, filter(None, [find_nvidia_header_directory("cudart")]))
     except ImportError:  # a CuPy from before it
         pass
+    roots = (os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda")
+    candidates += [Path(root) / "include" for root in roots if root]
     for candidate in candidates:
         if (candidate / "cuda_bf16.h").exists():
             # cuda_bf16.h of some versions wants nv/target, which the toolkit has in a folder below and CuPy brings.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hpcnn.arrays import Array
+from hpcnn.ops import check
 from hpcnn.ops.cuda.device import device
 from hpcnn.ops.cuda.launch import (
     BLOCKS_PER_PROCESSOR,
@@ -49,7 +50,7 @@ def dropout_backward(grad_output: Array, mask: Array, rate: float) -> Array:
     """See `hpcnn.ops.dropout_backward`."""
     grad_input = empty_like(grad_output)
     dtype = grad_output.dtype
-    arrays = (grad_output, mask, grad_input)
+    arrays = (grad_output, check.contiguous(mask), grad_input)
     elementwise("dropout", "dropout_backward", dtype, VECTOR_BYTES // dtype.itemsize, arrays, _scale(rate))
     return grad_input
 

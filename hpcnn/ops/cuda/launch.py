@@ -8,6 +8,7 @@ import numpy as np
 
 from hpcnn.arrays import Array, Pair, Shape
 from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.types import suffix
 
 THREADS = 256
 """Threads of a block; sums over the rows of a block have room for so many."""
@@ -16,6 +17,7 @@ VECTOR_BYTES = 16
 BLOCKS_PER_PROCESSOR = 8
 """Enough blocks of `THREADS` to fill a processor; what does not fit waits in loops over the grid."""
 LARGEST_GRID_Y = 65535
+LARGEST_INT = 2**31 - 1
 
 
 def address(x: Array) -> int:
@@ -66,8 +68,6 @@ def elementwise(source: str, kernel: str, dtype: Any, width: int, arrays: tuple[
     arrays : tuple of Array
         Of equal size; nothing is launched for empty ones.
     """
-    from hpcnn.ops.cuda.types import suffix
-
     count = arrays[0].size
     if count == 0:
         return

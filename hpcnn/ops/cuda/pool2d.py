@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from hpcnn.arrays import Array, Padding, Pair, Shape
+from hpcnn.errors import ShapeError
 from hpcnn.geometry import output_size
 from hpcnn.ops.cuda.device import device
 from hpcnn.ops.cuda.launch import (
     BLOCKS_PER_PROCESSOR,
     LARGEST_GRID_Y,
+    LARGEST_INT,
     THREADS,
     empty_like,
     rows_block,
@@ -120,6 +122,10 @@ def _launch(kernel: str, width: int, shape: Shape, arguments: Sequence[Any], whi
     """Launch a kernel with a thread for each pixel of `shape` (N, H, W, C) and each `width` channels."""
     samples, rows, columns, channels = shape
     across, lines = columns * (channels // width), samples * rows
+    if max(columns * channels, lines) > LARGEST_INT:
+        raise ShapeError(
+            f"pool2d: images of {shape} have too many rows, or rows too long, for a GPU. Use smaller batches."
+        )
     threads = min(THREADS, 1 << (across - 1).bit_length())
     block = (threads, THREADS // threads)
     wide = -(-across // threads)

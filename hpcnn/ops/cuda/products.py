@@ -34,7 +34,7 @@ import numpy as np
 
 from hpcnn.arrays import Array
 from hpcnn.ops import backend
-from hpcnn.ops.cuda import types
+from hpcnn.ops.cuda import tuning, types
 from hpcnn.ops.cuda.device import device
 
 Kind: TypeAlias = Literal["forward", "input", "weight"]
@@ -164,15 +164,26 @@ def choose(problem: Problem, offered: Sequence[Candidate], operands: Sequence[An
         offered = [candidate for candidate in offered if candidate.name.startswith(_forced)][:1]
         if not offered:
             raise LookupError(f"products: no candidate named {_forced}* for {problem.key}.")
-    elif len(offered) > 1 and offered[-1].name == "naive" and problem.geometry.groups == 1:
-        offered = offered[:-1]  # the specification, never the fastest of a dense product
-    if len(offered) == 1 or _missing("tuning"):
-        return offered[0]
+    elif len(offered) > 1 and not _narrow(problem):
+        offered = [candidate for candidate in offered if candidate.name != "naive"]  # never the fastest, often endless
     by_name = {candidate.name: candidate for candidate in offered}
-    tuning = importlib.import_module("hpcnn.ops.cuda.tuning")
+
+    def measure(name: str) -> float:
+        return device().measure(lambda: by_name[name].run(*operands))
+
     return by_name[
         tuning.fastest(problem.key, list(by_name), lambda name: device().measure(lambda: by_name[name].run(*operands)))
     ]
+
+
+def forget() -> None:
+    """Choose anew from now on."""
+    _chosen.clear()
+
+
+def _narrow(problem: Problem) -> bool:
+    """Return whether tiles of matrices would be empty for the most part, as in a convolution channel by channel."""
+    return problem.kind != "weight" and problem.geometry.groups > 1 and problem.gemm[1] < 16
 
 
 def compute_of(x: Array) -> Compute:

@@ -60,10 +60,14 @@ class _Axis(NamedTuple):
 class _Launch(NamedTuple):
     """One launch of a problem; only the input pass of a strided convolution has several."""
 
-    product: dict[str, int]
+    numbers: tuple[int, ...]
     rows: int
     columns: int
     depth: int
+
+    def product(self, splits: int) -> np.ndarray:
+        """Return the `struct Product` of this launch."""
+        return np.array((*self.numbers, splits), PRODUCT)
 
 
 def candidates(problem: Problem) -> list[Candidate]:
@@ -86,24 +90,23 @@ def _candidate(problem: Problem, launches: list[_Launch], tile: tuple[int, int],
     kernel = f"conv2d_{problem.kind}_simt_{shape}_v{width}_{types.suffix(problem.storage)}"
     splits = max(_splits(launch, tile, problem.geometry.groups) for launch in launches)
 
-    def launch_all(out: Array, partials: Array | None, *args: Any) -> None:
-        for launch in launches:
-            blocks = _blocks(launch, tile)
-            grid = (blocks, 1, problem.geometry.groups * splits)
-            fields = np.array(
-                tuple({**launch.product, "splits": splits}[name] for name in PRODUCT.names or ()), PRODUCT
-            )
-            device().launch("conv2d_simt", kernel, grid, (tile[0] * tile[1] // 64,), *args, fields)
+    block = (tile[0] * tile[1] // 64,)
+    depth_of_grid = problem.geometry.groups * splits
+    parts = [((_blocks(launch, tile), 1, depth_of_grid), launch.product(splits)) for launch in launches]
+
+    def launch_all(*args: Any) -> None:
+        for grid, product in parts:
+            device().launch("conv2d_simt", kernel, grid, block, *args, product)
 
     def run(x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
         partials = scratch(splits * prod(y.shape)) if splits > 1 else None
-        launch_all(y, partials, x, weight, bias, y, partials, types.ACTIVATIONS[activation])
+        launch_all(x, weight, bias, y, partials, types.ACTIVATIONS[activation])
         if partials is not None:
             reduce_partials(partials, splits, y, bias, activation)
 
     def run_weight(x: Array, grad_output: Array, grad_weight: Array) -> None:
         partials = scratch(splits * prod(grad_weight.shape)) if splits > 1 else None
-        launch_all(grad_weight, partials, x, grad_output, grad_weight, partials)
+        launch_all(x, grad_output, grad_weight, partials)
         if partials is not None:
             reduce_partials(partials, splits, grad_weight)
 
@@ -115,9 +118,14 @@ def _blocks(launch: _Launch, tile: tuple[int, int]) -> int:
     return -(-launch.rows // tile[0]) * -(-launch.columns // tile[1])
 
 
+def _slots(tile: tuple[int, int]) -> int:
+    """Return how many blocks the device runs at a time: 512 threads of 8 x 8 outputs a multiprocessor."""
+    return device().num_processors * 512 * 64 // (tile[0] * tile[1])
+
+
 def _splits(launch: _Launch, tile: tuple[int, int], groups: int) -> int:
-    """Return into how many parts to cut the depth so that two blocks on each multiprocessor have work."""
-    wanted = 2 * device().num_processors // (_blocks(launch, tile) * groups)
+    """Return into how many parts to cut the depth so that all multiprocessors are full of blocks."""
+    wanted = _slots(tile) // (_blocks(launch, tile) * groups)
     return max(1, min(wanted, launch.depth // LEAST_DEPTH, LARGEST_SPLIT))
 
 
@@ -130,7 +138,7 @@ def _cost(launches: list[_Launch], groups: int, tile: tuple[int, int]) -> float:
     for launch in launches:
         splits = _splits(launch, tile, groups)
         blocks = _blocks(launch, tile) * groups * splits
-        slots = device().num_processors * 2 * TILES[0][0] * TILES[0][1] // (tile[0] * tile[1])
+        slots = _slots(tile)
         work = (tile[0] * tile[1] + 16 * (tile[0] + tile[1])) * (launch.depth / splits + 32)
         total += max(1.0, blocks / slots if blocks > 4 * slots else -(-blocks // slots)) * work * slots
     return total
@@ -186,8 +194,8 @@ def _launch(kind: str, g: Geometry, down: _Axis, across: _Axis) -> _Launch:
         *(g.n, down.extent, across.extent, *read, part, other[2], other_part),
         *(down.taps, across.taps, down.first, across.first, down.every, across.every, g.r, g.s),
         *(down.scale, across.scale, down.start, across.start, down.step, across.step),
-        *(other[0], other[1], down.origin, across.origin, down.spread, across.spread, 1),
+        *(other[0], other[1], down.origin, across.origin, down.spread, across.spread),
     )
     pixels, taps = g.n * down.extent * across.extent, down.taps * across.taps
     extents = (other_part, taps * part, pixels) if kind == "weight" else (pixels, other_part, taps * part)
-    return _Launch(dict(zip(PRODUCT.names or (), numbers)), *extents)
+    return _Launch(numbers, *extents)

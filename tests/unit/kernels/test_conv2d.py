@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from hpcnn.ops.cuda import columns, conv2d, filters, products, simt, types
+from hpcnn.ops.cuda import columns, conv2d, filters, products, simt, tuning, types
 from hpcnn.ops.cuda.products import Geometry, Problem
 from tests import reference
 
@@ -63,6 +63,15 @@ CASES = [
 # Relative error in the norm: sums of a few hundred float32 products; bf16 outputs are rounded to 8 bits, and with 8-bit
 # weights too the products are exact in float32.
 TOLERANCE = {"f32": 1e-6, "bf16": 4e-3, "bf16 to f32": 1e-6}
+
+
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch):
+    """Let nothing be measured, and nothing be remembered from or for other tests."""
+    monkeypatch.setenv(tuning.VARIABLE, "off")
+    products.forget()
+    yield
+    products.forget()
 
 
 def rounded(x, dtype):
@@ -214,6 +223,18 @@ def test_a_forced_candidate_must_exist(device, random):
     x, weight, *_ = CASES[1].arrays(random)
     with products.force("nobody"), pytest.raises(LookupError, match="nobody"):
         conv2d.conv2d_forward(device.upload(x), device.upload(weight), **CASES[1].geometry)
+
+
+def test_the_fastest_candidate_is_measured_once(device, monkeypatch):
+    problem, ran = CASES[2].problem("forward"), []
+    offered = [products.Candidate(name, lambda name=name: ran.append(name)) for name in ("fast", "slow", "naive")]
+    monkeypatch.setattr(products, "candidates", lambda _: offered)
+    monkeypatch.setattr(device, "measure", lambda run: run() or len(ran))
+    monkeypatch.setattr(tuning, "fastest", lambda key, names, measure: (key, names, min(names, key=measure))[2])
+    products.run(problem)
+    assert ran == ["fast", "slow", "fast"]  # "naive" is not worth measuring where there is another
+    products.run(problem)
+    assert ran[3:] == ["fast"]
 
 
 @pytest.mark.parametrize("kind", ["forward", "input", "weight"])

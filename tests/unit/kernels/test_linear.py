@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpcnn.ops.cuda import linear, products, types
+from hpcnn.ops.cuda import linear, products, tuning, types
 from tests import reference
 
 SHAPES = [(1, 1, 1), (3, 20, 10), (2, 5, 33), (70, 130, 68), (5, 400, 8)]
 """(N, I, O)."""
+
+
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch):
+    """Let nothing be measured, and nothing be remembered from or for other tests."""
+    monkeypatch.setenv(tuning.VARIABLE, "off")
+    products.forget()
+    yield
+    products.forget()
 
 
 def assert_close(device, got, expected, tolerance):

@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 import pytest
 
+from hpcnn.errors import ShapeError
 from hpcnn.geometry import output_size
 from hpcnn.ops import cpu
 from hpcnn.ops.cuda import pool2d
@@ -94,3 +95,8 @@ def test_channels_that_begin_anywhere(device, random):
     y, _ = pool2d.maxpool2d_forward(room[1:].reshape(x.shape), (2, 2), stride=(2, 2), padding=((0, 0), (0, 0)))
     expected = reference.maxpool2d(x, (2, 2), (2, 2))[0]
     np.testing.assert_array_equal(expected, np.float64(device.download(y)))
+
+
+def test_more_rows_than_kernels_count_are_refused(device):
+    with pytest.raises(ShapeError, match="too many rows"):
+        pool2d._launch("avgpool2d_forward", 1, (2**20, 2**11, 1, 1), ())

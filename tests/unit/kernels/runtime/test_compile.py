@@ -117,6 +117,6 @@ def test_real_compiler_makes_machine_code_and_reports_errors(tmp_path: Path, pla
         pytest.skip(str(error))
     assert chosen.run(compile.folder() / "delay.cu", "90a").startswith(b"\x7fELF")
     wrong = tmp_path / "wrong.cu"
-    wrong.write_text('#include "common.cuh"\nint x = broken;\n')
+    wrong.write_text("int x = broken;\n")
     with pytest.raises(CompileError, match="broken"):
         chosen.run(wrong, "80")

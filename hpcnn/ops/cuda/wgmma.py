@@ -1,0 +1,323 @@
+"""Convolutions on Hopper's warp-group matrix units (`kernels/conv2d_wgmma.cu`): all passes in bf16, two in tf32.
+
+A forward pass is a product of pixels with filters; so is an input gradient, of the pixels of `grad_output` with filters
+turned round. Where the forward pass has strides, the pixels of the input fall into phases by their remainders, each of
+which is a product with the taps that reach it.
+
+Legend: N samples, H W input rows and columns, C input channels, K filters, R S filter rows and columns, P Q output rows
+and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcnn.arrays import Array, Pair
+from hpcnn.ops.cuda import filters, tensor_map, types
+from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.products import Candidate, Problem, scratch
+
+SOURCE = "conv2d_wgmma"
+ARCHITECTURE = 90
+THREADS = 384
+SLAB_BYTES = 2 * 64 * (256 + 16)
+BARRIER_BYTES = 2 * 8 * 8
+ROW = 128
+"""Bytes of a step along the summed dimension."""
+CORNERS = range(-128, 128)
+"""What the copy engine can encode of corners of the base pixels' box, of steps, and of a tap's distance."""
+MAX_STRIDE, MAX_REACH = 8, 255
+MAX_PIXELS = 2**31 - 512
+OFFERED = 4
+MIN_STEPS = 8
+"""Steps that a split product leaves a block at least."""
+
+
+class Tile(NamedTuple):
+    """A block's part of a product; rates are guesses of the share of peak speed, to order candidates."""
+
+    rows: int
+    columns: int
+    stages: int
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """How kernels name it."""
+        return f"{self.rows}x{self.columns}"
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory."""
+        return self.stages * (self.rows + self.columns) * ROW + SLAB_BYTES + BARRIER_BYTES
+
+
+PIXEL_TILES = (Tile(128, 256, 4, 1.0), Tile(256, 128, 4, 0.95), Tile(128, 128, 6, 0.8), Tile(128, 64, 8, 0.5))
+WEIGHT_TILES = (Tile(128, 256, 4, 1.0), Tile(256, 128, 4, 0.95), Tile(128, 192, 4, 0.9), Tile(128, 128, 6, 0.8))
+
+_PIXELS = ("rows", "height", "width", "stride_h", "stride_w", "corner_h", "corner_w")
+_WINDOWS = ("taps_h", "taps_w", "step_h", "step_w", "first", "tap_h", "tap_w", "chunks")
+
+
+def _struct(longs: tuple[str, ...], ints: tuple[str, ...]) -> np.dtype[Any]:
+    return np.dtype([*((name, np.int64) for name in longs), *((name, np.int32) for name in ints)], align=True)
+
+
+FORWARD = _struct(
+    ("out_first", "out_split", "out_image", "out_row", "out_pixel"),
+    (*_PIXELS, *_WINDOWS, "columns", "splits", "activation", "dense"),
+)
+WEIGHT = _struct(("out_split",), (*_PIXELS, "filters", "channels", "taps_w", "taps", "step_h", "step_w", "splits"))
+"""`struct Forward` and `struct Weight` of the kernels."""
+
+
+class Walk(NamedTuple):
+    """Which pixels of an array a product visits, which filter taps go with them, and where the sums go.
+
+    All pairs are (rows, columns). Base pixel (i, j) of an image is `corner` + (i, j) * `stride`; tap (i, j) reads the
+    base pixel moved by (i, j) * `step` and the filters' tap `first` + i * `tap[0]` + j * `tap[1]`. Sums of pixel (i, j)
+    go to element `out_first` + i * `out_row` + j * `out_pixel` of an image.
+    """
+
+    grid: Pair
+    corner: Pair
+    stride: Pair
+    taps: Pair
+    step: Pair
+    first: int
+    tap: Pair
+    out_first: int
+    out_row: int
+    out_pixel: int
+
+    def upper(self, extent: Pair) -> Pair:
+        """Return where the last base pixel is, counted from the last pixel of an image of this extent."""
+        h, w = (self.corner[i] + (self.grid[i] - 1) * self.stride[i] - (extent[i] - 1) for i in (0, 1))
+        return h, w
+
+    def encodable(self, extent: Pair) -> bool:
+        """Return whether the copy engine can walk so over images of this extent."""
+        corners = all(corner in CORNERS for corner in (*self.corner, *self.upper(extent)))
+        reach = max((self.taps[i] - 1) * self.step[i] for i in (0, 1))
+        return corners and reach <= MAX_REACH and max(self.stride) <= MAX_STRIDE
+
+
+def candidates(problem: Problem) -> list[Candidate]:
+    """Return ways to compute a problem, the likely fastest first; none where the device or the copy engine cannot.
+
+    Rows of channels must be multiples of 16 bytes.
+    """
+    g = problem.geometry
+    if device().architecture != ARCHITECTURE or g.groups != 1 or problem.compute == "fp32":
+        return []
+    if max(g.n * g.h * g.w, g.n * g.p * g.q, g.k, g.c) > MAX_PIXELS:
+        return []
+    if problem.kind == "weight":
+        return _weight_candidates(problem)
+    walks = _forward_walks(problem) if problem.kind == "forward" else _input_walks(problem)
+    summed, extent = (g.c, (g.h, g.w)) if problem.kind == "forward" else (g.k, (g.p, g.q))
+    vector = 16 // problem.storage.itemsize
+    if not walks or summed % vector or not all(walk.encodable(extent) for walk in walks):
+        return []
+    rows, columns, _ = problem.gemm
+    steps = max(walk.taps[0] * walk.taps[1] for walk in walks) * _chunks(problem, summed)
+    tiles = PIXEL_TILES
+    splits = 1 if len(walks) > 1 else device().num_processors
+    plans = _plans(tiles, rows, lambda tile: -(-columns // tile.columns), steps, splits)
+    return [Candidate(_name(tile, n), _PixelProduct(problem, walks, tile, n)) for tile, n in plans]
+
+
+def _weight_candidates(problem: Problem) -> list[Candidate]:
+    g, walk = problem.geometry, _forward_walks(problem)[0]
+    if problem.compute != "bf16" or g.c % 8 or g.k % 8 or not walk.encodable((g.h, g.w)):
+        return []
+    units = g.r * g.s * -(-g.c // 64)
+    steps = -(-g.n * g.p * g.q // 64)
+    plans = _plans(WEIGHT_TILES, g.k, lambda tile: -(-units * 64 // tile.columns), steps, device().num_processors)
+    return [Candidate(_name(tile, n), _WeightProduct(problem, walk, tile, n)) for tile, n in plans]
+
+
+def _plans(tiles: tuple[Tile, ...], rows: int, across: Any, steps: int, max_splits: int) -> list[tuple[Tile, int]]:
+    """Return tiles and in how many parts to sum, the likely fastest first; few, because each may be measured."""
+    cost = {}
+    for tile in tiles:
+        places = -(-rows // tile.rows) * across(tile)
+        for splits in {2**i for i in range(9) if 2**i <= max(1, min(max_splits, steps // MIN_STEPS))}:
+            turns = -(-places * splits // device().num_processors)
+            cycles = turns * (-(-steps // splits) * tile.rows * tile.columns / 32 / tile.rate + 2500)
+            partial = 4 * places * tile.rows * tile.columns * (splits + 1) / 1500 + 5000 if splits > 1 else 0
+            cost[tile, splits] = cycles + partial
+    return sorted(cost, key=lambda plan: cost[plan])[:OFFERED]
+
+
+def _name(tile: Tile, splits: int) -> str:
+    return f"wgmma_{tile.name}" + (f"_split{splits}" if splits > 1 else "")
+
+
+def _chunks(problem: Problem, channels: int) -> int:
+    """Return how many steps the channels of one tap take."""
+    return -(-channels * problem.storage.itemsize // ROW)
+
+
+def _forward_walks(problem: Problem) -> list[Walk]:
+    g = problem.geometry
+    return [
+        Walk(
+            grid=(g.p, g.q),
+            corner=(-g.pad_top, -g.pad_left),
+            stride=(g.stride_h, g.stride_w),
+            taps=(g.r, g.s),
+            step=(g.dilation_h, g.dilation_w),
+            first=0,
+            tap=(g.s, 1),
+            out_first=0,
+            out_row=g.q * g.k,
+            out_pixel=g.k,
+        )
+    ]
+
+
+def _input_walks(problem: Problem) -> list[Walk]:
+    """Return a walk over `grad_output` for each phase of the input; none where neither strides nor dilation are 1."""
+    g = problem.geometry
+    phases = [
+        list(_phases(*axis))
+        for axis in (
+            (g.h, g.r, g.stride_h, g.pad_top, g.dilation_h),
+            (g.w, g.s, g.stride_w, g.pad_left, g.dilation_w),
+        )
+    ]
+    return [
+        Walk(
+            grid=(rows.extent, columns.extent),
+            corner=(rows.corner, columns.corner),
+            stride=(1, 1),
+            taps=(rows.taps, columns.taps),
+            step=(rows.step, columns.step),
+            first=rows.first_tap * g.s + columns.first_tap,
+            tap=(g.stride_h * g.s, g.stride_w),
+            out_first=(rows.phase * g.w + columns.phase) * g.c,
+            out_row=g.stride_h * g.w * g.c,
+            out_pixel=g.stride_w * g.c,
+        )
+        for rows, columns in product(*phases)
+    ]
+
+
+class _Phase(NamedTuple):
+    """Pixels phase, phase + stride, ... along one axis of the input, and the taps (reversed) that reach them."""
+
+    phase: int
+    extent: int
+    corner: int
+    first_tap: int
+    taps: int
+    step: int
+
+
+def _phases(extent: int, taps: int, stride: int, padding: int, dilation: int) -> Iterator[_Phase]:
+    """Yield the phases of an axis.
+
+    Tap t, counted from the last, brings pixel x of the input p of the output where stride * p = x + padding - reach +
+    t * dilation. With strides and dilation the taps of a phase may have any distance: nothing is yielded then.
+    """
+    if stride > 1 and dilation > 1:
+        return
+    reach = (taps - 1) * dilation
+    for phase in range(min(stride, extent)):
+        before = phase + padding - reach
+        first = -before % stride
+        yield _Phase(
+            phase=phase,
+            extent=-(-(extent - phase) // stride),
+            corner=(before + first) // stride,
+            first_tap=first,
+            taps=max(0, -(-(taps - first) // stride)),
+            step=dilation,
+        )
+
+
+class _PixelProduct:
+    """Runs a forward pass or an input gradient; see `products` for the operands."""
+
+    def __init__(self, problem: Problem, walks: list[Walk], tile: Tile, splits: int) -> None:
+        self._problem, self._walks, self._tile, self._splits = problem, walks, tile, splits
+
+    def __call__(self, x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
+        turned = filters.converted(weight, self._problem.compute, transposed=self._problem.kind == "input")
+        number = types.ACTIVATIONS[activation]
+        if self._splits == 1:
+            for walk in self._walks:
+                self._multiply(walk, x, turned, bias, y, number)
+            return
+        partial = scratch(self._splits * y.size)
+        self._multiply(self._walks[0], x, turned, None, partial, types.ACTIVATIONS[None])
+        _sum(partial, bias, y, self._splits, number)
+
+    def _multiply(self, walk: Walk, x: Array, turned: Array, bias: Array | None, y: Array, activation: Any) -> None:
+        """Multiply the pixels of one walk."""
+        columns, taps = turned.shape[0], turned.shape[1] * turned.shape[2]
+        rows = x.shape[0] * walk.grid[0] * walk.grid[1]
+        images, size = x.shape[0], y.size // self._splits
+        width = ROW // x.dtype.itemsize
+        dense = walk.out_row == walk.grid[1] * walk.out_pixel and size == rows * walk.out_pixel
+        numbers = np.array(
+            (
+                *(walk.out_first, size, size // images, walk.out_row, walk.out_pixel),
+                *(rows, *walk.grid, *walk.stride, *walk.corner),
+                *(*walk.taps, *walk.step, walk.first, *walk.tap, -(-x.shape[3] // width)),
+                *(columns, self._splits, activation, dense),
+            ),
+            FORWARD,
+        )
+        tile = self._tile
+        items = -(-rows // tile.rows) * -(-columns // tile.columns) * self._splits
+        pixels = tensor_map.im2col(x, 128, walk.corner, walk.upper(x.shape[1:3]), walk.stride)
+        filter_map = tensor_map.tiled(turned, (x.shape[3], taps, columns), (width, 1, tile.columns))
+        split = self._splits > 1 and self._problem.compute == "bf16"
+        kernel = f"conv2d_{'partial' if split else 'forward'}_wgmma_{tile.name}_{self._problem.compute}"
+        _launch(kernel, tile, items, pixels, filter_map, bias, y, numbers)
+
+
+class _WeightProduct:
+    """Runs a weight gradient; see `products` for the operands."""
+
+    def __init__(self, problem: Problem, walk: Walk, tile: Tile, splits: int) -> None:
+        self._problem, self._walk, self._tile, self._splits = problem, walk, tile, splits
+
+    def __call__(self, x: Array, grad_output: Array, grad_weight: Array) -> None:
+        walk, tile, filters_, channels = self._walk, self._tile, grad_output.shape[3], x.shape[3]
+        taps = walk.taps[0] * walk.taps[1]
+        rows = x.shape[0] * walk.grid[0] * walk.grid[1]
+        numbers = np.array(
+            (
+                *(grad_weight.size, rows, *walk.grid, *walk.stride, *walk.corner),
+                *(filters_, channels, walk.taps[1], taps, *walk.step, self._splits),
+            ),
+            WEIGHT,
+        )
+        units = taps * -(-channels // 64)
+        items = -(-filters_ // tile.rows) * -(-units * 64 // tile.columns) * self._splits
+        pixels = tensor_map.im2col(x, 64, walk.corner, walk.upper(x.shape[1:3]), walk.stride)
+        grads = tensor_map.tiled(grad_output, (filters_, rows), (64, 64))
+        out = grad_weight if self._splits == 1 else scratch(self._splits * grad_weight.size)
+        _launch(f"conv2d_weight_wgmma_{tile.name}_bf16", tile, items, pixels, grads, out, numbers)
+        if self._splits > 1:
+            _sum(out, None, grad_weight, self._splits, types.ACTIVATIONS[None])
+
+
+def _launch(kernel: str, tile: Tile, items: int, *args: Any) -> None:
+    """Start a kernel whose blocks, one a processor, share out `items` tiles."""
+    blocks = min(items, device().num_processors)
+    device().launch(SOURCE, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
+
+
+def _sum(partial: Array, bias: Array | None, y: Array, splits: int, activation: Any) -> None:
+    """Add up the parts of a split product."""
+    blocks = min(-(-y.size // 256), 16 * device().num_processors)
+    numbers = np.int64(y.size), np.int32(splits), np.int32(y.shape[-1]), activation
+    device().launch(SOURCE, f"conv2d_sum_wgmma_{types.suffix(y.dtype)}", (blocks,), (256,), partial, bias, y, *numbers)

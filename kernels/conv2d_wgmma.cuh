@@ -1,0 +1,183 @@
+// The pipeline of conv2d_wgmma.cu: one warp group loads, two multiply.
+//
+// A block has three groups of four warps. A thread of the first has the copy engine fill a ring of stages, each one
+// step of 128 bytes (64 bf16 or 32 tf32) along the dimension that is summed; the others multiply them, each its own
+// rows of the block's tile, and store it. A stage passes between them by two barriers, "full" and "empty". Blocks stay
+// and take tile after tile, so that the next tile's stages are loaded while one is stored.
+//
+// After: NVIDIA, CUTLASS, "Efficient GEMM in CUDA" (warp-specialised kernels); Chetlur et al., arXiv:1410.0759
+// (implicit products).
+#pragma once
+#include "hopper.cuh"
+
+constexpr int GROUP = 128;              // threads of a warp group
+constexpr int THREADS = 3 * GROUP;      // one group loads, two multiply
+constexpr int CONSUMER_WARPS = 8;
+constexpr int ROW = 128;                // bytes of a step in each row of a stage
+constexpr int SLAB = 256;               // bytes of a row that are stored at a time
+constexpr int SLAB_PITCH = SLAB + 16;   // rows begin 4 banks further on
+constexpr int MAX_STAGES = 8;
+
+// Numbers in the order in which a block needs them in dynamic shared memory.
+// T: type of the products (float stands for tf32); blocks: 64-row blocks of a group; n: columns of the tile.
+template <typename T, int blocks, int n, int count> struct Tile {
+    typedef T type;
+    static constexpr int BLOCKS = blocks;
+    static constexpr int M = 2 * 64 * blocks;
+    static constexpr int N = n;
+    static constexpr int STAGES = count;
+    static constexpr int STEP = ROW / sizeof(T);       // elements
+    static constexpr int CHUNK = 64 * ROW;             // bytes of 64 rows
+    static constexpr int A_BYTES = M * ROW;
+    static constexpr int B_BYTES = N * ROW;
+    static constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
+    static constexpr int STAGING = STAGES * STAGE_BYTES;
+    static constexpr int BARRIERS = STAGING + 2 * 64 * SLAB_PITCH;
+    static constexpr int SHARED = BARRIERS + 2 * MAX_STAGES * 8;
+};
+
+// The ring of stages as one thread goes round it.
+struct Ring {
+    uint64* full;
+    uint64* empty;
+    int stage;
+    uint32 phase;
+
+    template <int stages> __device__ __forceinline__ void next() {
+        if (++stage == stages) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+};
+
+template <typename Tile> __device__ __forceinline__ Ring open_ring(unsigned char* shared) {
+    Ring ring;
+    ring.full = reinterpret_cast<uint64*>(shared + Tile::BARRIERS);
+    ring.empty = ring.full + MAX_STAGES;
+    ring.stage = 0;
+    ring.phase = 0;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < Tile::STAGES; ++i) {
+            barrier_init(ring.full + i, 1);
+            barrier_init(ring.empty + i, CONSUMER_WARPS);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    return ring;
+}
+
+template <int transposed, int registers>
+__device__ __forceinline__ void product(bf16, float (&d)[registers], uint64 a, uint64 b, int accumulate) {
+    product_bf16<transposed>(d, a, b, accumulate);
+}
+template <int transposed, int registers>
+__device__ __forceinline__ void product(float, float (&d)[registers], uint64 a, uint64 b, int accumulate) {
+    product_tf32(d, a, b, accumulate);
+}
+
+// Sum the products of `steps` stages. Not transposed: a stage holds rows of 128 bytes along the summed dimension, of A
+// and then of B. Transposed: it holds 64 rows, one an element of that dimension, for each 64 rows of A, columns of B.
+template <typename Tile, int transposed>
+__device__ __forceinline__ void consume(float (&sums)[Tile::BLOCKS][Tile::N / 2], Ring& ring, unsigned char* shared,
+                                        int group, int steps) {
+    constexpr int leading = transposed ? Tile::CHUNK : 16;
+    constexpr int advance = transposed ? 16 * ROW : 32;
+    int previous = 0;
+    for (int step = 0; step < steps; ++step) {
+        barrier_wait(ring.full + ring.stage, ring.phase);
+        unsigned char* stage = shared + ring.stage * Tile::STAGE_BYTES;
+        uint64 a = matrix_descriptor(stage + group * Tile::BLOCKS * Tile::CHUNK, leading, 8 * ROW);
+        uint64 b = matrix_descriptor(stage + Tile::A_BYTES, leading, 8 * ROW);
+        product_fence();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+            for (int block = 0; block < Tile::BLOCKS; ++block)
+                product<transposed>(typename Tile::type(), sums[block],
+                                    a + descriptor_offset(block * Tile::CHUNK + k * advance),
+                                    b + descriptor_offset(k * advance), step > 0 || k > 0);
+        product_commit();
+        product_wait<1>();  // the products of the step before this are done: its stage may be filled again
+        if (step > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + previous);
+        previous = ring.stage;
+        ring.next<Tile::STAGES>();
+    }
+    product_wait<0>();
+    if (steps > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + previous);
+    if (steps == 0) {
+#pragma unroll
+        for (int block = 0; block < Tile::BLOCKS; ++block) clear(sums[block]);
+    }
+}
+
+template <typename T> struct Pair;
+template <> struct Pair<float> { float values[2]; };
+template <> struct Pair<bf16> { bf16 values[2]; };
+
+struct alignas(16) Vector { uint32 words[4]; };
+
+// Put columns `first` to `first + width` of a 64-row block into this group's slab, as `finish(sum, column)` has them.
+template <typename Out, int width, int registers, typename Finish>
+__device__ __forceinline__ void fill_slab(unsigned char* slab, const float (&sums)[registers], int first,
+                                          Finish finish) {
+    int thread = threadIdx.x % GROUP;
+    int row = thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+    for (int j = 0; j < width / 8; ++j) {
+        int column = 8 * j + thread % 4 * 2;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            Pair<Out> pair;
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                pair.values[i] = from_float<Out>(finish(sums[(first / 8 + j) * 4 + 2 * half + i], first + column + i));
+            unsigned char* place = slab + (row + 8 * half) * SLAB_PITCH + column * sizeof(Out);
+            *reinterpret_cast<Pair<Out>*>(place) = pair;
+        }
+    }
+}
+
+// Write the slab's 64 rows, of which `columns` columns count, to `row(i)`: a pointer to row i, null if there is none.
+// `aligned`: rows begin at multiples of 16 bytes.
+template <typename Out, int width, typename Row>
+__device__ __forceinline__ void store_slab(const unsigned char* slab, int columns, bool aligned, Row row) {
+    constexpr int each = 16 / sizeof(Out);
+    constexpr int vectors = width / each;
+    static_assert(64 * vectors % GROUP == 0, "every thread stores as many vectors");
+#pragma unroll 1  // short code matters more than latency: there are many slabs
+    for (int turn = 0; turn < 64 * vectors / GROUP; ++turn) {
+        int i = turn * GROUP + threadIdx.x % GROUP, column = i % vectors * each;
+        Out* to = row(i / vectors);
+        if (to == nullptr || column >= columns) continue;
+        const unsigned char* from = slab + i / vectors * SLAB_PITCH + i % vectors * 16;
+        if (aligned && column + each <= columns) {
+            *reinterpret_cast<Vector*>(to + column) = *reinterpret_cast<const Vector*>(from);
+        } else {
+            for (int e = 0; e < each && column + e < columns; ++e)
+                to[column + e] = reinterpret_cast<const Out*>(from)[e];
+        }
+    }
+}
+
+// Store a group's part of the tile, slab after slab. `finish(sum, column)`, `row(row, slab)` and `columns(slab)` are of
+// the tile: rows from its first, columns from its first, slabs of `width` columns.
+template <typename Tile, typename Out, typename Finish, typename Row, typename Columns>
+__device__ __forceinline__ void store(const float (&sums)[Tile::BLOCKS][Tile::N / 2], unsigned char* shared, int group,
+                                      bool aligned, Finish finish, Row row, Columns columns) {
+    constexpr int width = SLAB / sizeof(Out) < Tile::N ? SLAB / sizeof(Out) : Tile::N;
+    static_assert(Tile::N % width == 0, "slabs must tile the columns");
+    unsigned char* slab = shared + Tile::STAGING + group * 64 * SLAB_PITCH;
+#pragma unroll
+    for (int block = 0; block < Tile::BLOCKS; ++block) {
+        int first = (group * Tile::BLOCKS + block) * 64;
+#pragma unroll
+        for (int i = 0; i < Tile::N / width; ++i) {
+            named_barrier(1 + group, GROUP);  // the slab before this has been read
+            fill_slab<Out, width>(slab, sums[block], i * width, finish);
+            named_barrier(1 + group, GROUP);
+            store_slab<Out, width>(slab, columns(i), aligned, [&](int r) { return row(first + r, i); });
+        }
+    }
+}

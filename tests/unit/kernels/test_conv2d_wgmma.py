@@ -1,0 +1,165 @@
+"""Convolutions by warp groups compute what the formulas say, whatever the tile, the split and the shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from hpcnn.ops.cuda import types, wgmma
+from hpcnn.ops.cuda.products import Geometry, Problem
+from tests import reference
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution; x is (n, h, w, c)."""
+
+    shape: tuple[int, int, int, int]
+    filters: int
+    window: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def options(self) -> dict:
+        """As the reference takes them."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    def problem(self, kind: str, compute: str) -> Problem:
+        """Return a pass of it."""
+        n, h, w, c = self.shape
+        p, q = reference.output_size((h, w), self.window, **self.options)
+        before = (self.padding[0][0], self.padding[1][0])
+        return Problem(
+            kind,
+            compute,
+            Geometry(n, h, w, c, self.filters, *self.window, p, q, *self.stride, *before, *self.dilation, 1),
+        )
+
+
+CASES = {
+    "same": Case((2, 9, 10, 72), 40),
+    "several tiles": Case((3, 11, 9, 16), 136),
+    "pointwise": Case((5, 7, 6, 128), 24, window=(1, 1), padding=((0, 0), (0, 0))),
+    "pointwise with strides": Case((2, 9, 8, 24), 16, window=(1, 1), padding=((0, 0), (0, 0)), stride=(2, 2)),
+    "strides that leave a rest": Case((2, 10, 13, 16), 24, stride=(2, 3), padding=((1, 0), (2, 1))),
+    "a stem": Case((1, 14, 15, 8), 16, window=(7, 5), stride=(2, 2), padding=((3, 3), (2, 2))),
+    "dilation": Case((2, 12, 11, 8), 16, window=(3, 2), dilation=(2, 3), padding=((2, 1), (0, 3))),
+    "more padding than window": Case((2, 3, 4, 16), 8, padding=((4, 5), (3, 6))),
+    "no padding": Case((1, 8, 9, 32), 8, window=(2, 4), padding=((0, 0), (0, 0))),
+    "fully connected": Case((150, 1, 1, 264), 48, window=(1, 1), padding=((0, 0), (0, 0))),
+}
+PIXEL_TILES = {tile.name: tile for tile in wgmma.PIXEL_TILES}
+WEIGHT_TILES = {tile.name: tile for tile in wgmma.WEIGHT_TILES}
+
+
+@pytest.fixture
+def hopper(device):
+    """A device that has warp-group products."""
+    if device.architecture != wgmma.ARCHITECTURE:
+        pytest.skip("warp-group products need sm_90")
+    return device
+
+
+def draw(random, device, shape, compute):
+    """Return numbers on the device, and the same, as it has them, in float64."""
+    x = random.standard_normal(shape).astype(np.float32)
+    if compute == "bf16":
+        x = x.astype(types.bfloat16())
+    return device.upload(x), x.astype(np.float64)
+
+
+def rounded(weight, compute):
+    """Return filters as the products see them."""
+    return weight.astype(types.bfloat16()).astype(np.float64) if compute == "bf16" else weight.astype(np.float64)
+
+
+def tolerance(compute, out_dtype):
+    """Relative error of a norm: of the output's rounding, and of factors of 10 bits for tf32."""
+    if compute == "tf32":
+        return 1e-3
+    return 4e-3 if out_dtype != np.float32 else 2e-5
+
+
+def assert_close(device, actual, expected, compute):
+    error = device.download(actual).astype(np.float64) - expected
+    assert np.isfinite(error).all()
+    assert np.linalg.norm(error) <= tolerance(compute, actual.dtype) * np.linalg.norm(expected)
+    assert np.abs(error).max() <= 20 * tolerance(compute, actual.dtype) * np.sqrt(np.mean(expected**2))
+
+
+def forced(problem, tile, splits):
+    """Return a candidate of this tile and split, whatever the order of preference."""
+    offered = wgmma.candidates(problem)
+    assert offered
+    run = offered[0].run
+    run._tile, run._splits = tile, splits
+    return run
+
+
+def forward(device, random, case, compute, tile, splits=1, activation="relu", bias=True):
+    x, x64 = draw(random, device, case.shape, compute)
+    weight = random.standard_normal((case.filters, *case.window, case.shape[3])).astype(np.float32)
+    shift = random.standard_normal(case.filters).astype(np.float32) if bias else None
+    expected = reference.activation(reference.conv2d(x64, rounded(weight, compute), shift, **case.options), activation)
+    problem = case.problem("forward", compute)
+    y = device.empty(expected.shape, problem.storage)
+    device_shift = device.upload(shift) if bias else None
+    forced(problem, tile, splits)(x, device.upload(weight), device_shift, y, activation)
+    assert_close(device, y, expected, compute)
+
+
+def backward_input(device, random, case, compute, tile, splits=1):
+    problem = case.problem("input", compute)
+    g = problem.geometry
+    grad, grad64 = draw(random, device, (g.n, g.p, g.q, g.k), compute)
+    weight = random.standard_normal((g.k, g.r, g.s, g.c)).astype(np.float32)
+    expected, _, _ = reference.conv2d_gradients(np.zeros(case.shape), rounded(weight, compute), grad64, **case.options)
+    out = device.empty(case.shape, problem.storage)
+    forced(problem, tile, splits)(grad, device.upload(weight), None, out, None)
+    assert_close(device, out, expected, compute)
+
+
+def backward_weight(device, random, case, tile, splits=1):
+    problem = case.problem("weight", "bf16")
+    g = problem.geometry
+    x, x64 = draw(random, device, case.shape, "bf16")
+    grad, grad64 = draw(random, device, (g.n, g.p, g.q, g.k), "bf16")
+    shape = (g.k, g.r, g.s, g.c)
+    _, expected, _ = reference.conv2d_gradients(x64, np.zeros(shape), grad64, **case.options)
+    out = device.empty(shape, np.float32)
+    forced(problem, tile, splits)(x, grad, out)
+    assert_close(device, out, expected, "bf16")
+
+
+@pytest.mark.parametrize("compute", ["bf16", "tf32"])
+@pytest.mark.parametrize("name", CASES)
+def test_forward(hopper, random, name, compute) -> None:
+    forward(hopper, random, CASES[name], compute, PIXEL_TILES["128x128"])
+
+
+@pytest.mark.parametrize("compute", ["bf16", "tf32"])
+@pytest.mark.parametrize("name", CASES)
+def test_backward_input(hopper, random, name, compute) -> None:
+    backward_input(hopper, random, CASES[name], compute, PIXEL_TILES["128x64"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_backward_weight(hopper, random, name) -> None:
+    backward_weight(hopper, random, CASES[name], WEIGHT_TILES["128x128"])
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("compute", ["bf16", "tf32"])
+@pytest.mark.parametrize("tile", PIXEL_TILES)
+def test_forward_of_all_tiles_and_splits(hopper, random, tile, compute, splits) -> None:
+    forward(hopper, random, CASES["several tiles"], compute, PIXEL_TILES[tile], splits, "leaky_relu")
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("tile", WEIGHT_TILES)
+def test_backward_weight_of_all_tiles_and_splits(hopper, random, tile, splits) -> None:
+    backward_weight(hopper, random, CASES["several tiles"], WEIGHT_TILES[tile], splits)
