@@ -192,7 +192,7 @@ class Config:
 
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the arithmetic runs. cuda: every rank takes a GPU of its node by its number there; several may share one,
-    and it needs hpcnn[cuda]."""
+    and it needs hpcnn[cuda13] or hpcnn[cuda12]."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

@@ -10,7 +10,8 @@ CUDA keeps one current device for each thread: whoever comes from another thread
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -46,6 +47,9 @@ class Copies(Protocol):
     def upload(self, source: np.ndarray, target: Array) -> None:
         """Begin to copy a host array to a contiguous device array."""
 
+    def beside(self, action: Callable[[int], None]) -> None:
+        """Have `action` launch something on the stream of the copies, whose handle it gets."""
+
     def event(self) -> Event:
         """Return the event that follows the copies begun so far."""
 
@@ -54,27 +58,14 @@ class Copies(Protocol):
 
 
 def choose(local_rank: int) -> None:
-    """Make a GPU current for this process: the one with the number `local_rank`, modulo their number.
-
-    Raises
-    ------
-    DeviceError
-        If there is no CuPy or no GPU.
-    """
+    """Make a GPU current for this thread: the one with the number `local_rank`, modulo their number."""
     cupy = _cupy()
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(f"gpu: no GPU can be used ({error}); {_FIX}") from None
-    if count == 0:
-        raise DeviceError(f"gpu: no GPU is visible; {_FIX}")
-    cupy.cuda.Device(local_rank % count).use()
+    cupy.cuda.Device(local_rank % cupy.cuda.runtime.getDeviceCount()).use()
 
 
 def identity() -> str:
     """Return what tells the current GPU from all others of its node."""
-    cupy = _cupy()
-    return str(cupy.cuda.Device().pci_bus_id)
+    return str(_cupy().cuda.Device().pci_bus_id)
 
 
 def synchronise() -> None:
@@ -151,6 +142,11 @@ class CopyStream:
         """See `Copies`."""
         self._copy(target.data.ptr, source.ctypes.data, source.nbytes, HOST_TO_DEVICE)
 
+    def beside(self, action: Callable[[int], None]) -> None:
+        """See `Copies`."""
+        self._use()
+        action(self._stream.ptr)
+
     def event(self) -> Any:
         """See `Copies`."""
         self._use()
@@ -189,7 +185,7 @@ class Uploads:
         """Begin to copy a host array, which may change afterwards."""
         memory, event = self._slots[self._next]
         while event is not None and not event.done:
-            threading.Event().wait(50e-6)  # two batches ago: hardly ever
+            time.sleep(50e-6)  # of two batches ago: hardly ever
         if memory is None or memory.nbytes < x.nbytes:
             memory = self._copies.locked(x.nbytes, np.uint8)
         locked = memory[: x.nbytes].view(x.dtype)
@@ -216,15 +212,30 @@ class Upload:
         return self._array
 
 
-_FIX = 'it needs an NVIDIA driver and a GPU that this job was given. Set device = "cpu", or ask the site for a GPU.'
+class Nccl:
+    """A communicator of NVIDIA's library, of which this process is one member (collective to make)."""
+
+    def __init__(self, size: int, number: int, key: Any) -> None:
+        from cupy.cuda import nccl
+
+        self._nccl = nccl
+        self._communicator = nccl.NcclCommunicator(size, key, number)
+
+    @staticmethod
+    def key() -> Any:
+        """Return what one member makes and all pass."""
+        from cupy.cuda import nccl
+
+        return nccl.get_unique_id()
+
+    def sum(self, array: Array, stream: int) -> None:
+        """Begin to add up a contiguous float32 array over the members, in place."""
+        place = array.data.ptr
+        self._communicator.allReduce(place, place, array.size, self._nccl.NCCL_FLOAT32, self._nccl.NCCL_SUM, stream)
 
 
 def _cupy() -> Any:
-    """Return CuPy; raises DeviceError if it is not there."""
-    try:
-        import cupy  # heavy, and only where a GPU is used
-    except ImportError as error:
-        raise DeviceError(
-            f"gpu: CuPy cannot be loaded ({error}); device = \"cuda\" needs it. Run: pip install 'hpcnn[cuda]'."
-        ) from None
+    """Return CuPy; whoever asks has opened a device (`hpcnn.ops.cuda.device`), which says what is missing."""
+    import cupy  # heavy, and only where a GPU is used
+
     return cupy

@@ -159,6 +159,9 @@ class FakeCopies:
         self.bytes_up += source.nbytes
         self._copy(lambda: np.copyto(target.memory, source.reshape(target.shape)))
 
+    def beside(self, action: Callable[[int], None]) -> None:
+        self._copy(lambda: action(0))
+
     def event(self) -> _Event:
         event = _Event(self)
         self._copy(lambda: setattr(event, "passed", True))

@@ -11,6 +11,7 @@ import threading
 import time
 from bisect import insort
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ from hpcnn.comm.verdict import Waiting
 from hpcnn.comm.wait import Patience
 from hpcnn.comm.watchdog import Watchdog
 from hpcnn.errors import CommError
-from hpcnn.gpu import Copies, CopyStream
+from hpcnn.gpu import Copies, CopyStream, Nccl
 from hpcnn.plan.machine import DEFAULT, LONGEST_SEGMENT_BYTES, Machine
 from hpcnn.plan.schedules import Schedule
 from hpcnn.timeline import OFF, Timeline
@@ -70,6 +71,8 @@ class Engine:
         Where runs and waits are recorded.
     copies : Copies or None
         Between device and host; made with the first collective on a device array.
+    nccl_members : dict of tuple of int to Nccl
+        By their ranks.
     """
 
     def __init__(self, comm: MPI.Intracomm, *, segment_bytes: int = LONGEST_SEGMENT_BYTES) -> None:
@@ -105,6 +108,7 @@ class Engine:
         self._num_runs = 0
         self._watchdog: Watchdog | None = None
         self.copies: Copies | None = None
+        self.nccl_members: dict[tuple[int, ...], Nccl] = {}
 
     # -- making -----------------------------------------------------------------------------------------------------
 
@@ -145,7 +149,7 @@ class Engine:
             raise CommError(f"comm: more than {NUM_FIXED_TAGS} collectives are prepared. Use larger buckets.")
         tag = len(self._prepared)
         options = {"label": label, "priority": priority, "wire_type": wire, "round_result": round_result}
-        return self._keep(
+        return self.keep(
             self._staged(
                 array,
                 lambda host: self._scheduled(schedule, host, tag, **options),
@@ -175,19 +179,22 @@ class Engine:
         def make(host: np.ndarray) -> Collective:
             return OfLibrary(self, lambda: begin(own, host), lambda: end(host), label, priority, traffic)
 
-        return self._keep(self._staged(array, make, lambda: parts))
+        return self.keep(self._staged(array, make, lambda: parts))
 
     def _staged(
         self, array: Array, make: Callable[[np.ndarray], Collective], parts: Callable[[], Touched]
     ) -> Collective:
         """Return the collective that `make` makes of a host array, on an array wherever it lives."""
-        if not arrays.on_device(array):
-            return make(array)
+        return Staged(self, self.device_copies(), array, make, parts()) if arrays.on_device(array) else make(array)
+
+    def device_copies(self) -> Copies:
+        """Return `copies`, made if need be."""
         if self.copies is None:
             self.copies = CopyStream()
-        return Staged(self, self.copies, array, make, parts())
+        return self.copies
 
-    def _keep(self, collective: Collective) -> Collective:
+    def keep(self, collective: Collective) -> Collective:
+        """Return a prepared collective, having numbered it."""
         collective.index = len(self._prepared)
         self._prepared.append(collective)
         return collective
@@ -251,7 +258,7 @@ class Engine:
                 self._busy_since = collective.started_at
             self._num_messages += collective.traffic.num_messages
             self._num_bytes += collective.traffic.num_bytes
-            insort(self._active, collective, key=_priority)
+            insort(self._active, collective, key=attrgetter("priority"))
             if collective.done:
                 self._retire()
         if self._background is not None:
@@ -391,7 +398,3 @@ class Engine:
             self._background.close()
             self._background = None
         self.comm.Free()
-
-
-def _priority(collective: Collective) -> int:
-    return collective.priority

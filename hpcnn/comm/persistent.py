@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from hpcnn.arrays import Array
+from hpcnn.comm import nccl
 from hpcnn.comm.collective import Collective
 from hpcnn.comm.counters import Traffic
 from hpcnn.comm.engine import Engine
@@ -45,7 +46,7 @@ def prepare_allreduce(
     array : Array, shape (count,)
         Summed in place; on the host or on a device.
     algorithm : str
-        "auto", "butterfly", "halving-doubling", "ring", "hierarchical" or "mpi".
+        "auto", "butterfly", "halving-doubling", "ring", "hierarchical", "mpi" or "nccl".
     label, priority, wire
         See `Engine.prepare`.
     ranks : sequence of int, optional
@@ -54,10 +55,13 @@ def prepare_allreduce(
     Raises
     ------
     CommError
-        If the array cannot be summed in place, or the algorithm "mpi" is to send another type than the array's.
+        If the array cannot be summed in place, the algorithm "mpi" is to send another type than the array's, or "nccl"
+        finds no GPU for each rank.
     PlanError
         If the algorithm is unknown.
     """
+    if algorithm == "nccl":
+        return nccl.prepare(engine, array, label=label, priority=priority, ranks=ranks)
     if algorithm == "mpi":
         _refuse_narrow(wire)
         in_place = load().IN_PLACE

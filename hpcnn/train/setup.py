@@ -20,6 +20,7 @@ from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.ops.backend import set_compute
 from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.gpu import load
 from hpcnn.ops.cuda.types import bfloat16
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
@@ -137,6 +138,7 @@ def open_device(config: Config, world: World) -> None:
     if config.device == "cpu":
         return
     with world.agreeing():
+        load()
         gpu.choose(world.local_rank)
         device()
     set_compute("tf32" if config.train.compute == "tf32" else "fp32")

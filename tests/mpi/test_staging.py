@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from hpcnn.comm.collective import Collective
 from hpcnn.comm.engine import Engine
@@ -14,7 +15,7 @@ from hpcnn.comm.staging import touched
 from hpcnn.errors import CommError
 from hpcnn.geometry import blocks
 from hpcnn.plan import schedules
-from tests.device import FakeCopies, on_device
+from tests.device import FakeArray, FakeCopies, on_device
 from tests.worlds import world
 
 COUNT = 1003
@@ -134,3 +135,39 @@ def test_a_device_array_that_the_host_cannot_add_is_refused(engine: Engine) -> N
         prepare_allreduce(engine, on_device(np.ones((4, 2)))[:, 0], "ring")
     with pytest.raises(CommError, match="integers or floats"):
         prepare_allreduce(engine, on_device(np.ones(4, bool)), "ring")
+
+
+class SumByMpi:
+    """Stands for NCCL's communicator: sums when its turn comes on the stream."""
+
+    def __init__(self, size: int, number: int, key: object) -> None:
+        assert (size, number, key) == (world().size, world().rank, "key of rank 0")
+
+    @staticmethod
+    def key() -> str:
+        return f"key of rank {world().rank}"
+
+    def sum(self, array: FakeArray, stream: int) -> None:
+        world().comm.Allreduce(MPI.IN_PLACE, array.memory)
+
+
+def test_sums_by_nccl_run_behind_the_kernels(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcnn.gpu.Nccl", SumByMpi)
+    monkeypatch.setattr("hpcnn.gpu.identity", lambda: f"GPU {world().rank}")
+    devices = [on_device(np.full(9, np.nan, np.float32)) for _ in range(3)]
+    sums = [prepare_allreduce(engine, device, "nccl") for device in devices]
+    for number, device in enumerate(devices):
+        engine.copies.launch(lambda device=device, number=number: device.fill(number + engine.rank))
+        sums[number].start()
+    for number, device in enumerate(devices):
+        sums[number].wait()
+        np.testing.assert_array_equal(device.memory, number * engine.size + sum(range(engine.size)))
+
+
+def test_nccl_refuses_host_arrays_and_shared_gpus(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcnn.gpu.identity", lambda: "the only GPU")
+    with pytest.raises(CommError, match="float32 arrays on GPUs, not float32 of ndarray"):
+        prepare_allreduce(engine, np.zeros(3, np.float32), "nccl")
+    if engine.size > 1:
+        with pytest.raises(CommError, match=f"{engine.size} ranks have 1"):
+            prepare_allreduce(engine, on_device(np.zeros(3, np.float32)), "nccl")
