@@ -199,7 +199,7 @@ def measure(names: list[str], batches: list[int], computes: list[str], turns: in
                 flops *= math.prod(spec.kernel_size)
                 for kind in ("forward", "weight") if first else ("forward", "input", "weight"):
                     error = case.error(kind)
-                    chosen = products.last_choice()
+                    chosen = products.latest()
                     own_s, peer_s = in_turn((case.own(kind), case.peer(kind)), turns)
                     yield Row(
                         models=tuple(owners),

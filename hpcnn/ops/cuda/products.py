@@ -171,9 +171,12 @@ def choose(problem: Problem, offered: Sequence[Candidate], operands: Sequence[An
     def measure(name: str) -> float:
         return device().measure(lambda: by_name[name].run(*operands))
 
-    return by_name[
-        tuning.fastest(problem.key, list(by_name), lambda name: device().measure(lambda: by_name[name].run(*operands)))
-    ]
+    return by_name[tuning.fastest(problem.key, list(by_name), measure)]
+
+
+def latest() -> str:
+    """Return the name of the candidate that was chosen last, for tables."""
+    return next(reversed(_chosen.values())).name
 
 
 def forget() -> None:
@@ -198,9 +201,4 @@ def scratch(num_floats: int) -> Array:
 
 def _modules() -> list[ModuleType]:
     """Return the modules of kernels."""
-    return [importlib.import_module(f"hpcnn.ops.cuda.{name}") for name in MODULES if not _missing(name)]
-
-
-def _missing(name: str) -> bool:
-    """Return whether this package has no such module yet."""
-    return importlib.util.find_spec(f"hpcnn.ops.cuda.{name}") is None
+    return [importlib.import_module(f"hpcnn.ops.cuda.{name}") for name in MODULES]
