@@ -40,19 +40,15 @@ def implementation(x: Array) -> ModuleType:
     Raises
     ------
     ShapeError
-        If `x` is not a float32 or float64 NumPy array, or a float32 or bfloat16 CuPy array.
+        If `x` is not an array of float32 or bfloat16, or of float64 on the host.
     """
     if not isinstance(x, np.ndarray):
         return _of_gpu_array(x)
-    if x.dtype == np.float32:
+    if x.dtype == np.float32 or x.dtype.type.__name__ == BFLOAT16:
         return _float32 if _float32 is not None else _choose()
     if x.dtype == np.float64:
         return cpu
-    if x.dtype.type.__name__ != BFLOAT16:
-        raise ShapeError(f"ops: array of type {x.dtype}; numbers must be float32 or float64. Convert it first.")
-    if _float32 is None or _float32 is not _cuda:
-        raise ShapeError("ops: NumPy array of type bfloat16; bf16 is computed on GPUs. Convert it to float32 first.")
-    return _cuda
+    raise ShapeError(f"ops: array of type {x.dtype}; numbers must be float32, float64 or bfloat16. Convert it first.")
 
 
 def set_compute(which: Compute) -> None:
