@@ -10,6 +10,7 @@ import numpy as np
 
 from hpcnn import config as configuration
 from hpcnn import gpu
+from hpcnn.arrays import bfloat16
 from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.data import DataSet, open_data
@@ -21,7 +22,6 @@ from hpcnn.nn.model import Model
 from hpcnn.ops.backend import set_compute
 from hpcnn.ops.cuda.device import device
 from hpcnn.ops.cuda.gpu import load
-from hpcnn.ops.cuda.types import bfloat16
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
 from hpcnn.plan import planner

@@ -19,7 +19,11 @@ BYTES = 2
 """Of a bfloat16, the only type of that size among arrays that operators take."""
 
 
-def through_float32(function: F, *, rounded: int | None = 0, unless: Callable[[], bool] = lambda: False) -> F:
+def _never(*_: Any, **__: Any) -> bool:
+    return False
+
+
+def through_float32(function: F, *, rounded: int | None = 0, unless: Callable[..., bool] = _never) -> F:
     """Return an operator that takes bfloat16 arrays too, made of one that takes float32.
 
     Parameters
@@ -30,7 +34,7 @@ def through_float32(function: F, *, rounded: int | None = 0, unless: Callable[[]
         Which of its results has the type of the activations; None for operators that give only gradients of parameters,
         or statistics, which are always float32 or wider.
     unless : callable
-        Asked at each call: whether `function` itself takes bfloat16.
+        Asked at each call on bfloat16, with its arguments: whether `function` itself takes it.
 
     Returns
     -------
@@ -40,7 +44,7 @@ def through_float32(function: F, *, rounded: int | None = 0, unless: Callable[[]
 
     @wraps(function)
     def operator(x: np.ndarray, *others: Any, **options: Any) -> Any:
-        if x.dtype.itemsize != BYTES or unless():
+        if x.dtype.itemsize != BYTES or unless(x, *others, **options):
             return function(x, *others, **options)
         arguments = [_cast(other, np.float32) if _is_like(x, other) else other for other in others]
         results = function(_cast(x, np.float32), *arguments, **options)

@@ -13,6 +13,7 @@ from ctypes import POINTER, byref, c_char, c_char_p, c_float, c_int, c_int64, c_
 from ctypes.util import find_library
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hpcnn.errors import ConfigError
 
@@ -207,12 +208,13 @@ def stream() -> c_void_p:
 
 
 @cache
-def multiplies_bfloat16() -> bool:
-    """Return whether the processor has instructions for bfloat16, and the library may use them.
-
-    Elsewhere it imitates them at the cost of float32 and more.
-    """
+def _has_bfloat16() -> bool:
     return library().dnnl_get_effective_cpu_isa() & ISA_AVX512_BF16 == ISA_AVX512_BF16
+
+
+def computes_bfloat16(*_: Any, **__: Any) -> bool:
+    """Return whether the processor has instructions for bfloat16, and the library uses them, whatever the operands."""
+    return _has_bfloat16()
 
 
 def num_threads() -> int:

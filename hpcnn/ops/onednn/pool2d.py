@@ -14,6 +14,7 @@ import numpy as np
 from hpcnn.arrays import Padding, Pair, Shape, empty
 from hpcnn.geometry import NO_PADDING, output_size
 from hpcnn.ops import cpu
+from hpcnn.ops.cpu.pool2d import LARGEST_BYTE_WINDOW
 from hpcnn.ops.onednn import library as lib
 from hpcnn.ops.onednn.primitive import (
     Description,
@@ -47,7 +48,21 @@ class _Geometry(NamedTuple):
     @property
     def place_type(self) -> type:
         """Element type of the places of maxima."""
-        return np.uint8 if self.window[0] * self.window[1] <= 255 else np.int32
+        return np.uint8 if self.window[0] * self.window[1] <= LARGEST_BYTE_WINDOW else np.int32
+
+
+def adds_nothing_up(grad_output: np.ndarray, *others: Any, stride: Pair, **_: Any) -> bool:
+    """Return whether a gradient of pooling is best left to the library in bfloat16: where windows do not overlap.
+
+    Where they do, the library rounds the sum for a pixel after each of its windows.
+    """
+    window: Pair = others[-1]
+    return places_fit(grad_output, window) and stride[0] >= window[0] and stride[1] >= window[1]
+
+
+def places_fit(_: np.ndarray, window: Pair, **__: Any) -> bool:
+    """Return whether maxima of bfloat16 may be left to the library: it mistakes places that are no bytes (3.2)."""
+    return lib.computes_bfloat16() and window[0] * window[1] <= LARGEST_BYTE_WINDOW
 
 
 def maxpool2d_forward(x: np.ndarray, window: Pair, *, stride: Pair, padding: Padding) -> tuple[np.ndarray, np.ndarray]:
