@@ -1,8 +1,8 @@
 // What the convolutions by warp-wide matrix products (mma.sync) share: tiles in shared memory, and one warp's product.
 //
 // A block computes a tile of D (rows x columns). Slabs of the operands arrive in a ring of stages by cp.async, 4 to 16
-// bytes a copy, with zeros wherever there is nothing to read. Positions in a slab are swizzled (xor with the row), so that
-// neither the copies nor the loads of fragments have bank conflicts.
+// bytes a copy, with zeros wherever there is nothing to read. Positions in a slab are swizzled (xor with the row), so
+// that neither the copies nor the loads of fragments have bank conflicts.
 #pragma once
 #include "tensor_core.cuh"
 

@@ -2,9 +2,9 @@
 //
 // Both gather: an output pixel sums filter taps times source pixels that lie an arithmetic progression apart. A strided
 // input gradient falls into phases (output pixels by their remainder modulo the stride), each of which meets its own
-// progression of taps, so that no product with a zero is made. `Gather` states all of this in integers; which pass it is
-// the kernel does not know. Rows of D are output pixels of one phase, columns filters; the reduction runs over tap rows,
-// tap columns and channels, channels fastest, as both operands lie in memory.
+// progression of taps, so that no product with a zero is made. `Gather` states all of this in integers; which pass it
+// is the kernel does not know. Rows of D are output pixels of one phase, columns filters; the reduction runs over tap
+// rows, tap columns and channels, channels fastest, as both operands lie in memory.
 //
 // The reduction may be split among blocks: then partial sums go to scratch, and conv2d_mma_reduce adds them in order.
 #include "conv2d_mma.cuh"
@@ -297,18 +297,16 @@ __device__ __forceinline__ void gather_tile(const T* x, const T* weight, const f
     }
 
 GATHER(256x128_bf16, bf16, 256, 128, 64, 4, 2, 4, 16)
-GATHER(256x128_deep_bf16, bf16, 256, 128, 128, 4, 2, 3, 16)
 GATHER(128x128_bf16, bf16, 128, 128, 64, 2, 2, 4, 16)
-GATHER(128x128_deep_bf16, bf16, 128, 128, 128, 2, 2, 3, 16)
-GATHER(256x64_bf16, bf16, 256, 64, 64, 4, 1, 3, 16)
+GATHER(128x128_deep_bf16, bf16, 128, 128, 128, 2, 4, 3, 16)
+GATHER(256x64_bf16, bf16, 256, 64, 64, 8, 1, 3, 16)
 GATHER(128x64_bf16, bf16, 128, 64, 64, 2, 2, 4, 16)
 GATHER(64x64_bf16, bf16, 64, 64, 128, 2, 2, 3, 16)
 GATHER(128x64_narrow_bf16, bf16, 128, 64, 64, 4, 1, 4, 8)
 GATHER(256x128_tf32, float, 256, 128, 64, 4, 2, 4, 16)
-GATHER(256x128_deep_tf32, float, 256, 128, 128, 4, 2, 3, 16)
 GATHER(128x128_tf32, float, 128, 128, 64, 2, 2, 4, 16)
-GATHER(128x128_deep_tf32, float, 128, 128, 128, 2, 2, 3, 16)
-GATHER(256x64_tf32, float, 256, 64, 64, 4, 1, 3, 16)
+GATHER(128x128_deep_tf32, float, 128, 128, 128, 2, 4, 3, 16)
+GATHER(256x64_tf32, float, 256, 64, 64, 8, 1, 3, 16)
 GATHER(128x64_tf32, float, 128, 64, 64, 2, 2, 4, 16)
 GATHER(64x64_tf32, float, 64, 64, 128, 2, 2, 3, 16)
 GATHER(128x64_narrow_tf32, float, 128, 64, 64, 4, 1, 4, 4)

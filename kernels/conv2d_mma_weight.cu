@@ -1,9 +1,9 @@
 // Gradient of a convolution's filters on tensor cores, as a product of matrices (implicit GEMM).
 //
 // D has a row for every filter and a column for every tap and channel; the reduction runs over output pixels (sample,
-// row, column). In memory the reduction is the slow index of both operands, so slabs lie in shared memory with a row per
-// pixel, and fragments are transposed as they are loaded: by ldmatrix where elements have two bytes. Of float32, 16 bytes
-// are loaded at a time, and belong to four rows (or columns) of D; so these are numbered in another order.
+// row, column). In memory the reduction is the slow index of both operands, so slabs lie in shared memory with a row
+// per pixel, and fragments are transposed as they are loaded: by ldmatrix where elements have two bytes. Of float32, 16
+// bytes are loaded at a time, and belong to four rows (or columns) of D; so these are numbered in another order.
 //
 // The pixels may be split among blocks: then partial sums go to scratch, and conv2d_mma_reduce adds them in order.
 #include "conv2d_mma.cuh"
@@ -193,7 +193,8 @@ __device__ __forceinline__ void weight_tile(const T* x, const T* grad_output, fl
         int tap = (column0 + i) / g.c, channel = (column0 + i) % g.c;
         places[i] = tap < g.r * g.s && channel < channels ? tap * channels + channel : -1;
     }
-    const int warp = threadIdx.x / 32, warp_row = warp % warp_rows * warp_tall, warp_column = warp / warp_rows * warp_wide;
+    const int warp = threadIdx.x / 32;
+    const int warp_row = warp % warp_rows * warp_tall, warp_column = warp / warp_rows * warp_wide;
     int grad_at = grad_fragment<T, grad_bytes>(warp_row * sizeof(T));
     int x_at = x_fragment<T, x_bytes>(warp_column * sizeof(T));
     hold(grad_at);
@@ -242,13 +243,11 @@ __device__ __forceinline__ void weight_tile(const T* x, const T* grad_output, fl
     }
 
 WEIGHT(256x128_bf16, bf16, 256, 128, 32, 4, 2, 4, 16)
-WEIGHT(256x128_deep_bf16, bf16, 256, 128, 64, 4, 2, 3, 16)
 WEIGHT(128x128_bf16, bf16, 128, 128, 32, 2, 2, 4, 16)
 WEIGHT(64x128_bf16, bf16, 64, 128, 32, 2, 2, 4, 16)
 WEIGHT(64x64_bf16, bf16, 64, 64, 64, 2, 2, 3, 16)
 WEIGHT(64x64_narrow_bf16, bf16, 64, 64, 32, 2, 2, 4, 8)
 WEIGHT(256x128_tf32, float, 256, 128, 16, 4, 2, 4, 16)
-WEIGHT(256x128_deep_tf32, float, 256, 128, 32, 4, 2, 3, 16)
 WEIGHT(128x128_tf32, float, 128, 128, 16, 2, 2, 4, 16)
 WEIGHT(64x128_tf32, float, 64, 128, 16, 2, 2, 4, 16)
 WEIGHT(64x64_tf32, float, 64, 64, 32, 2, 2, 3, 16)

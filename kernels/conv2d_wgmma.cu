@@ -36,6 +36,8 @@ struct Weight {
     int rows, channels, taps_w, taps, step_h, step_w, splits;
 };
 
+__device__ const float NO_BIAS = 0.0f;
+
 // One tile of the output and its part of the summed dimension, columns fastest: blocks that run together share rows.
 struct Item {
     int row, column, split, first, steps;
@@ -93,13 +95,6 @@ __device__ __forceinline__ void store_forward(const float (&sums)[Tile::BLOCKS][
     constexpr int width = SLAB / sizeof(Out) < Tile::N ? SLAB / sizeof(Out) : Tile::N;
     int first = item.column * Tile::N;
     y += f.out_first + item.split * f.out_split + first;
-    float low = f.activation == IDENTITY ? 1.0f : 0.1f;
-    bool relu = f.activation == RELU;
-    auto finish = [&](float sum, int column) {  // as `activate`, in selections instead of branches
-        float x = bias == nullptr ? sum : sum + bias[min(first + column, f.columns - 1)];
-        float below = relu ? (x == x ? 0.0f : x) : low * x;
-        return x > 0.0f ? x : below;
-    };
     auto row = [&](int r, int slab) -> Out* {
         int m = item.row * Tile::M + r;
         if (m >= f.pixels.rows) return nullptr;
@@ -110,6 +105,19 @@ __device__ __forceinline__ void store_forward(const float (&sums)[Tile::BLOCKS][
     };
     auto columns = [&](int slab) { return f.columns - first - slab * width; };
     bool aligned = f.columns % (16 / sizeof(Out)) == 0 && reinterpret_cast<uint64>(y) % 16 == 0;
+    if (bias == nullptr && f.activation == IDENTITY) {
+        store<Tile, Out>(sums, shared, group, aligned, [](float sum, int) { return sum; }, row, columns);
+        return;
+    }
+    float low = f.activation == IDENTITY ? 1.0f : 0.1f;
+    bool relu = f.activation == RELU;
+    const float* shifts = bias == nullptr ? &NO_BIAS : bias;
+    int last = bias == nullptr ? 0 : f.columns - 1;
+    auto finish = [&](float sum, int column) {  // as `activate`, in selections instead of branches
+        float x = sum + shifts[min(first + column, last)];
+        float below = relu ? (x == x ? 0.0f : x) : low * x;
+        return x > 0.0f ? x : below;
+    };
     store<Tile, Out>(sums, shared, group, aligned, finish, row, columns);
 }
 

@@ -112,9 +112,13 @@ __device__ __forceinline__ void consume(float (&sums)[Tile::BLOCKS][Tile::N / 2]
     }
 }
 
-template <typename T> struct Pair;
-template <> struct Pair<float> { float values[2]; };
-template <> struct Pair<bf16> { bf16 values[2]; };
+// Two neighbours in one store.
+__device__ __forceinline__ void put_pair(float* to, float x, float y) {
+    *reinterpret_cast<float2*>(to) = make_float2(x, y);
+}
+__device__ __forceinline__ void put_pair(bf16* to, float x, float y) {
+    *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x, y);
+}
 
 struct alignas(16) Vector { uint32 words[4]; };
 
@@ -129,12 +133,9 @@ __device__ __forceinline__ void fill_slab(unsigned char* slab, const float (&sum
         int column = 8 * j + thread % 4 * 2;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            Pair<Out> pair;
-#pragma unroll
-            for (int i = 0; i < 2; ++i)
-                pair.values[i] = from_float<Out>(finish(sums[(first / 8 + j) * 4 + 2 * half + i], first + column + i));
-            unsigned char* place = slab + (row + 8 * half) * SLAB_PITCH + column * sizeof(Out);
-            *reinterpret_cast<Pair<Out>*>(place) = pair;
+            const float* pair = &sums[(first / 8 + j) * 4 + 2 * half];
+            put_pair(reinterpret_cast<Out*>(slab + (row + 8 * half) * SLAB_PITCH) + column,
+                     finish(pair[0], first + column), finish(pair[1], first + column + 1));
         }
     }
 }

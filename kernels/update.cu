@@ -76,31 +76,6 @@ __device__ __forceinline__ void lars(float* value, const float* grad, float* vel
     });
 }
 
-// One sum of squares a block, in float64. A thread takes groups of four neighbours whatever V (4 or 1) it loads them
-// by, so that the alignment of an array does not change the sum. Blocks are (1, threads), as sum_rows wants them.
-template <int V> __device__ __forceinline__ void squares(const float* x, double* partial, int64 count) {
-    __shared__ double shared[256];
-    double sum[1] = {0.0};
-    const int64 first = int64(blockIdx.x) * blockDim.y + threadIdx.y, step = int64(gridDim.x) * blockDim.y;
-    for (int64 group = first; group < count / 4; group += step) {
-        float values[4];
-        if (V == 4) {
-            load(values, x + group * 4);
-        } else {
-#pragma unroll
-            for (int v = 0; v < 4; ++v) values[v] = x[group * 4 + v];
-        }
-#pragma unroll
-        for (int v = 0; v < 4; ++v) sum[0] += double(values[v]) * double(values[v]);
-    }
-    if (first < count % 4) {
-        const double last = x[count / 4 * 4 + first];
-        sum[0] += last * last;
-    }
-    sum_rows(sum, shared);
-    if (threadIdx.y == 0) partial[blockIdx.x] = sum[0];
-}
-
 #define KERNELS(variant, V)                                                                                           \
     extern "C" __global__ void update_sgd_##variant##_f32(float* value, const float* grad, float* velocity,           \
                                                           int64 count, float lr, float momentum, float weight_decay,  \
@@ -115,19 +90,59 @@ template <int V> __device__ __forceinline__ void squares(const float* x, double*
                                                            int64 count, float rate, float momentum,                   \
                                                            float weight_decay, float scale) {                         \
         lars<V>(value, grad, velocity, count, rate, momentum, weight_decay, scale);                                   \
-    }                                                                                                                 \
-    extern "C" __global__ void update_squares_##variant##_f32(const float* x, double* partial, int64 count) {         \
-        squares<V>(x, partial, count);                                                                                \
     }
 
 KERNELS(vector, 4)
 KERNELS(scalar, 1)
 
-// The sum of the blocks' sums, by one block of (1, threads).
-extern "C" __global__ void update_squares_total(const double* partial, double* total, int blocks) {
+// Sums of squares of stretches of one array, in float64: stretch s is bounds[2 * s] to bounds[2 * s + 1]; without
+// bounds, all `count` elements. The order of a sum depends on the length of its stretch only.
+
+// Blocks that share a stretch; hpcnn.ops.cuda.update has the same in Python.
+__device__ __forceinline__ int64 blocks_of(int64 count) { return min(int64(1024), ceil_div(count, 1024)); }
+
+__device__ __forceinline__ int64 length(const int64* bounds, int stretch, int64 count) {
+    return bounds ? bounds[2 * stretch + 1] - bounds[2 * stretch] : count;
+}
+
+// partial: (stretches, gridDim.x). Blocks are (1, threads), as sum_rows wants them; blockIdx.y is the stretch. A thread
+// takes groups of four neighbours whether it can load them at once or not.
+extern "C" __global__ void update_squares_f32(const float* all, const int64* bounds, double* partial, int64 count) {
     __shared__ double shared[256];
+    const float* x = all + (bounds ? bounds[2 * blockIdx.y] : 0);
+    const int64 size = length(bounds, blockIdx.y, count), blocks = blocks_of(size);
+    if (blockIdx.x >= blocks) return;
+    const bool aligned = reinterpret_cast<uint64>(x) % 16 == 0;
+    const int64 first = int64(blockIdx.x) * blockDim.y + threadIdx.y, step = blocks * blockDim.y;
     double sum[1] = {0.0};
-    for (int block = threadIdx.y; block < blocks; block += blockDim.y) sum[0] += partial[block];
+    for (int64 group = first; group < size / 4; group += step) {
+        float values[4];
+        if (aligned) {
+            load(values, x + group * 4);
+        } else {
+#pragma unroll
+            for (int v = 0; v < 4; ++v) values[v] = x[group * 4 + v];
+        }
+#pragma unroll
+        for (int v = 0; v < 4; ++v) sum[0] += double(values[v]) * double(values[v]);
+    }
+    if (first < size % 4) {
+        const double last = x[size / 4 * 4 + first];
+        sum[0] += last * last;
+    }
     sum_rows(sum, shared);
-    if (threadIdx.y == 0) *total = sum[0];
+    if (threadIdx.y == 0) partial[int64(blockIdx.y) * gridDim.x + blockIdx.x] = sum[0];
+}
+
+// The sum of the blocks' sums: a block of (1, threads) for each stretch; `width` is the first kernel's gridDim.x.
+extern "C" __global__ void update_squares_total(const double* partial, const int64* bounds, double* totals, int64 count,
+                                                int width) {
+    __shared__ double shared[256];
+    const int64 blocks = blocks_of(length(bounds, blockIdx.x, count));
+    double sum[1] = {0.0};
+    for (int64 block = threadIdx.y; block < blocks; block += blockDim.y) {
+        sum[0] += partial[int64(blockIdx.x) * width + block];
+    }
+    sum_rows(sum, shared);
+    if (threadIdx.y == 0) totals[blockIdx.x] = sum[0];
 }

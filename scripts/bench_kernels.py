@@ -145,9 +145,9 @@ class Case:
         import torch
 
         exact = self.peer(kind, tuple(t.float() for t in (self.x, self.grad, self.weight)))
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
         expected = exact().permute(0, 2, 3, 1)
-        torch.backends.cudnn.allow_tf32 = self.compute == "tf32"
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = self.compute == "tf32", True
         result = self.own(kind)()
         if result.dtype == np.float32:
             got = torch.from_dlpack(result)

@@ -33,6 +33,7 @@ ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
+COMPLAINT = re.compile(r"\b(warning|error)\b|performance loss", re.IGNORECASE)
 
 
 @dataclass
@@ -93,7 +94,7 @@ def parse(text: str) -> tuple[list[Usage], list[str]]:
             subject.registers = int(used[1])
             shared = SHARED.search(line)
             subject.shared_bytes = int(shared[1]) if shared else 0
-        elif re.search(r"warning|performance loss|error", line, re.IGNORECASE):
+        elif COMPLAINT.search(line):
             complaints.append(line.strip())
     return usages, complaints
 

@@ -20,7 +20,7 @@ from hpcnn.ops.pool2d import (
     maxpool2d_backward,
     maxpool2d_forward,
 )
-from hpcnn.ops.update import adam_update, lars_rate, lars_update, sgd_update, squared_norm
+from hpcnn.ops.update import adam_update, lars_rate, lars_update, sgd_update, squared_norm, squared_norms
 
 __all__ = [
     "LEAKY_SLOPE",
@@ -51,4 +51,5 @@ __all__ = [
     "sgd_update",
     "softmax_cross_entropy",
     "squared_norm",
+    "squared_norms",
 ]

@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import ModuleType
 
@@ -264,6 +264,21 @@ def squared_norm(x: Array) -> float:
 
     _for_blocks(body, x.size, NORM_BLOCK)
     return float(np.add.reduce(sums))
+
+
+def squared_norms(x: Array, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return `squared_norm(x[start:stop])` for each (start, stop) of `bounds`, bit for bit, as a float64 host array.
+
+    On a GPU this waits once, not once for each.
+    """
+    cuda = _check("squared_norms", x)
+    if any(not 0 <= start <= stop <= x.size for start, stop in bounds):
+        raise ShapeError(
+            f"squared_norms: bounds (={list(bounds)}) must be ranges within the array's {x.size} elements."
+        )
+    if cuda is not None:
+        return cuda.squared_norms(x, bounds)
+    return np.array([squared_norm(x[start:stop]) for start, stop in bounds], np.float64)
 
 
 def _gradient(

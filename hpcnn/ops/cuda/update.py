@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from hpcnn.arrays import Array
 from hpcnn.ops.cuda.device import device
-from hpcnn.ops.cuda.launch import THREADS, aligned, elementwise, variant
+from hpcnn.ops.cuda.launch import THREADS, elementwise
 
 ADAM = np.dtype(
     [
@@ -19,7 +20,7 @@ ADAM = np.dtype(
 """`struct Adam` of `kernels/update.cu`."""
 
 _WIDTH = 4
-# The sum of squares has at most so many partial sums on any device: its last bits do not depend on the processors.
+# A sum of squares has at most so many partial sums on any device: its last bits do not depend on the processors.
 _NORM_BLOCKS = 1024
 
 
@@ -77,12 +78,24 @@ def lars_update(
 
 
 def squared_norm(x: Array) -> float:
-    """See `hpcnn.ops.squared_norm`; waits for the result. The same on every device, whatever the alignment of `x`."""
-    if x.size == 0:
-        return 0.0
-    blocks = min(_NORM_BLOCKS, -(-x.size // (4 * THREADS)))
-    partial, total = device().empty((blocks,), np.float64), device().empty((1,), np.float64)
-    name = f"update_squares_{variant(_WIDTH if aligned(_WIDTH, x) else 1)}_f32"
-    device().launch("update", name, (blocks,), (1, THREADS), x, partial, np.int64(x.size))
-    device().launch("update", "update_squares_total", (1,), (1, THREADS), partial, total, np.int32(blocks))
-    return float(device().download(total)[0])
+    """See `hpcnn.ops.squared_norm`; waits for the result. The same on every device, wherever `x` begins."""
+    return float(_squares(x, None, 1, x.size)[0]) if x.size else 0.0
+
+
+def squared_norms(x: Array, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+    """See `hpcnn.ops.squared_norms`; waits for the result, once for all."""
+    if not bounds:
+        return np.zeros(0)
+    table = np.array(bounds, np.int64)
+    return _squares(x, device().upload(table), len(bounds), int((table[:, 1] - table[:, 0]).max()))
+
+
+def _squares(x: Array, bounds: Array | None, count: int, longest: int) -> np.ndarray:
+    """Return the sums of squares of `count` stretches; `bounds` (count, 2) is on the device, None for all of `x`."""
+    width = max(1, min(_NORM_BLOCKS, -(-longest // (4 * THREADS))))
+    partial, totals = device().empty((count, width), np.float64), device().empty((count,), np.float64)
+    size = np.int64(x.size)
+    device().launch("update", "update_squares_f32", (width, count), (1, THREADS), x, bounds, partial, size)
+    arguments = partial, bounds, totals, size, np.int32(width)
+    device().launch("update", "update_squares_total", (count,), (1, THREADS), *arguments)
+    return np.asarray(device().download(totals))

@@ -128,7 +128,19 @@ def candidates(problem: Problem) -> list[Candidate]:
     tiles = PIXEL_TILES
     splits = 1 if len(walks) > 1 else device().num_processors
     plans = _plans(tiles, rows, lambda tile: -(-columns // tile.columns), steps, splits)
-    return [Candidate(_name(tile, n), _PixelProduct(problem, walks, tile, n)) for tile, n in plans]
+    return [candidate(problem, tile, n) for tile, n in plans]
+
+
+def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
+    """Return a way to compute one of the problems that this module takes, in tiles and parts of one's choice.
+
+    `splits` must not be more than the product has steps, and 1 for input gradients of convolutions with strides.
+    """
+    name = f"wgmma_{tile.name}" + (f"_split{splits}" if splits > 1 else "")
+    if problem.kind == "weight":
+        return Candidate(name, _WeightProduct(problem, _forward_walks(problem)[0], tile, splits))
+    walks = _forward_walks(problem) if problem.kind == "forward" else _input_walks(problem)
+    return Candidate(name, _PixelProduct(problem, walks, tile, splits))
 
 
 def _weight_candidates(problem: Problem) -> list[Candidate]:
@@ -138,7 +150,7 @@ def _weight_candidates(problem: Problem) -> list[Candidate]:
     units = g.r * g.s * -(-g.c // 64)
     steps = -(-g.n * g.p * g.q // 64)
     plans = _plans(WEIGHT_TILES, g.k, lambda tile: -(-units * 64 // tile.columns), steps, device().num_processors)
-    return [Candidate(_name(tile, n), _WeightProduct(problem, walk, tile, n)) for tile, n in plans]
+    return [candidate(problem, tile, n) for tile, n in plans]
 
 
 def _plans(tiles: tuple[Tile, ...], rows: int, across: Any, steps: int, max_splits: int) -> list[tuple[Tile, int]]:
@@ -152,10 +164,6 @@ def _plans(tiles: tuple[Tile, ...], rows: int, across: Any, steps: int, max_spli
             partial = 4 * places * tile.rows * tile.columns * (splits + 1) / 1500 + 5000 if splits > 1 else 0
             cost[tile, splits] = cycles + partial
     return sorted(cost, key=lambda plan: cost[plan])[:OFFERED]
-
-
-def _name(tile: Tile, splits: int) -> str:
-    return f"wgmma_{tile.name}" + (f"_split{splits}" if splits > 1 else "")
 
 
 def _chunks(problem: Problem, channels: int) -> int:
@@ -246,6 +254,7 @@ class _PixelProduct:
 
     def __init__(self, problem: Problem, walks: list[Walk], tile: Tile, splits: int) -> None:
         self._problem, self._walks, self._tile, self._splits = problem, walks, tile, splits
+        self._structs: dict[tuple[Walk, Any], np.ndarray] = {}
 
     def __call__(self, x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
         turned = filters.converted(weight, self._problem.compute, transposed=self._problem.kind == "input")
@@ -260,21 +269,19 @@ class _PixelProduct:
 
     def _multiply(self, walk: Walk, x: Array, turned: Array, bias: Array | None, y: Array, activation: Any) -> None:
         """Multiply the pixels of one walk."""
-        columns, taps = turned.shape[0], turned.shape[1] * turned.shape[2]
+        columns, taps, width, tile = turned.shape[0], turned.shape[1] * turned.shape[2], ROW // x.itemsize, self._tile
         rows = x.shape[0] * walk.grid[0] * walk.grid[1]
-        images, size = x.shape[0], y.size // self._splits
-        width = ROW // x.dtype.itemsize
-        dense = walk.out_row == walk.grid[1] * walk.out_pixel and size == rows * walk.out_pixel
-        numbers = np.array(
-            (
+        numbers = self._structs.get((walk, activation))
+        if numbers is None:  # made once: it takes longer than a launch
+            images, size = x.shape[0], y.size // self._splits
+            dense = walk.out_row == walk.grid[1] * walk.out_pixel and size == rows * walk.out_pixel
+            fields = (
                 *(walk.out_first, size, size // images, walk.out_row, walk.out_pixel),
                 *(rows, *walk.grid, *walk.stride, *walk.corner),
                 *(*walk.taps, *walk.step, walk.first, *walk.tap, -(-x.shape[3] // width)),
                 *(columns, self._splits, activation, dense),
-            ),
-            FORWARD,
-        )
-        tile = self._tile
+            )
+            numbers = self._structs[walk, activation] = np.array(fields, FORWARD)
         items = -(-rows // tile.rows) * -(-columns // tile.columns) * self._splits
         pixels = tensor_map.im2col(x, 128, walk.corner, walk.upper(x.shape[1:3]), walk.stride)
         filter_map = tensor_map.tiled(turned, (x.shape[3], taps, columns), (width, 1, tile.columns))
@@ -287,25 +294,23 @@ class _WeightProduct:
     """Runs a weight gradient; see `products` for the operands."""
 
     def __init__(self, problem: Problem, walk: Walk, tile: Tile, splits: int) -> None:
-        self._problem, self._walk, self._tile, self._splits = problem, walk, tile, splits
+        self._walk, self._tile, self._splits = walk, tile, splits
+        g, taps = problem.geometry, walk.taps[0] * walk.taps[1]
+        self._rows = g.n * g.p * g.q
+        fields = (
+            *(g.k * taps * g.c, self._rows, *walk.grid, *walk.stride, *walk.corner),
+            *(g.k, g.c, walk.taps[1], taps, *walk.step, splits),
+        )
+        self._struct = np.array(fields, WEIGHT)
+        columns = taps * -(-g.c // 64) * 64
+        self._items = -(-g.k // tile.rows) * -(-columns // tile.columns) * splits
 
     def __call__(self, x: Array, grad_output: Array, grad_weight: Array) -> None:
-        walk, tile, filters_, channels = self._walk, self._tile, grad_output.shape[3], x.shape[3]
-        taps = walk.taps[0] * walk.taps[1]
-        rows = x.shape[0] * walk.grid[0] * walk.grid[1]
-        numbers = np.array(
-            (
-                *(grad_weight.size, rows, *walk.grid, *walk.stride, *walk.corner),
-                *(filters_, channels, walk.taps[1], taps, *walk.step, self._splits),
-            ),
-            WEIGHT,
-        )
-        units = taps * -(-channels // 64)
-        items = -(-filters_ // tile.rows) * -(-units * 64 // tile.columns) * self._splits
+        walk, tile = self._walk, self._tile
         pixels = tensor_map.im2col(x, 64, walk.corner, walk.upper(x.shape[1:3]), walk.stride)
-        grads = tensor_map.tiled(grad_output, (filters_, rows), (64, 64))
+        grads = tensor_map.tiled(grad_output, (grad_output.shape[3], self._rows), (64, 64))
         out = grad_weight if self._splits == 1 else scratch(self._splits * grad_weight.size)
-        _launch(f"conv2d_weight_wgmma_{tile.name}_bf16", tile, items, pixels, grads, out, numbers)
+        _launch(f"conv2d_weight_wgmma_{tile.name}_bf16", tile, self._items, pixels, grads, out, self._struct)
         if self._splits > 1:
             _sum(out, None, grad_weight, self._splits, types.ACTIVATIONS[None])
 

@@ -93,11 +93,8 @@ def assert_close(device, actual, expected, compute):
 
 def forced(problem, tile, splits):
     """Return a candidate of this tile and split, whatever the order of preference."""
-    offered = wgmma.candidates(problem)
-    assert offered
-    run = offered[0].run
-    run._tile, run._splits = tile, splits
-    return run
+    assert wgmma.candidates(problem)
+    return wgmma.candidate(problem, tile, splits).run
 
 
 def forward(device, random, case, compute, tile, splits=1, activation="relu", bias=True):
@@ -163,3 +160,40 @@ def test_forward_of_all_tiles_and_splits(hopper, random, tile, compute, splits) 
 @pytest.mark.parametrize("tile", WEIGHT_TILES)
 def test_backward_weight_of_all_tiles_and_splits(hopper, random, tile, splits) -> None:
     backward_weight(hopper, random, CASES["several tiles"], WEIGHT_TILES[tile], splits)
+
+
+def test_candidates_are_few_and_compute_what_they_are_offered_for(hopper, random) -> None:
+    problem = CASES["same"].problem("forward", "bf16")
+    offered = wgmma.candidates(problem)
+    assert 1 <= len(offered) <= wgmma.OFFERED
+    assert len({candidate.name for candidate in offered}) == len(offered)
+    x, x64 = draw(random, hopper, CASES["same"].shape, "bf16")
+    weight = random.standard_normal((40, 3, 3, 72)).astype(np.float32)
+    expected = reference.conv2d(x64, rounded(weight, "bf16"), None, **CASES["same"].options)
+    for candidate in offered:
+        y = hopper.empty(expected.shape, x.dtype)
+        candidate.run(x, hopper.upload(weight), None, y, None)
+        assert_close(hopper, y, expected, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "compute"),
+    [
+        (Case((1, 9, 9, 12), 8), "forward", "bf16"),  # rows of 24 bytes
+        (Case((1, 9, 9, 6), 8), "forward", "tf32"),
+        (Case((1, 9, 9, 8), 12), "input", "bf16"),
+        (Case((1, 9, 9, 8), 12), "weight", "bf16"),
+        (Case((1, 9, 9, 8), 8), "weight", "tf32"),
+        (Case((1, 9, 9, 8), 8), "forward", "fp32"),
+        (Case((1, 400, 9, 8), 8, window=(1, 3), padding=((200, 0), (0, 0))), "forward", "bf16"),  # corner at -200
+        (Case((1, 300, 9, 8), 8, dilation=(130, 1)), "forward", "bf16"),  # a tap 260 rows away
+        (Case((1, 20, 20, 8), 8, stride=(2, 2), dilation=(2, 2)), "input", "bf16"),
+    ],
+)
+def test_what_the_copy_engine_cannot_do_is_not_offered(hopper, case, kind, compute) -> None:
+    assert wgmma.candidates(case.problem(kind, compute)) == []
+
+
+def test_nothing_is_offered_to_other_devices(hopper, monkeypatch) -> None:
+    monkeypatch.setattr(hopper, "architecture", 80)
+    assert wgmma.candidates(CASES["same"].problem("forward", "bf16")) == []

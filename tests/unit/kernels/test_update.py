@@ -96,6 +96,16 @@ def test_squared_norm_equals_the_exact_sum_wherever_the_array_begins(device, ran
         assert norm == update.squared_norm(unaligned(device, x))
 
 
+def test_squared_norms_are_those_of_the_slices(device, random):
+    x = draw(random, 5000)
+    bounds = [(0, 5000), (3, 3), (1, 2), (4, 1100), (7, 4999), (4096, 5000)]
+    there = device.upload(x)
+    norms = update.squared_norms(there, bounds)
+    assert norms.dtype == np.float64
+    assert norms.tolist() == [update.squared_norm(there[start:stop]) for start, stop in bounds]
+    assert update.squared_norms(there, []).shape == (0,)
+
+
 def test_squared_norm_does_not_overflow_float32_and_shows_what_is_not_finite(device):
     assert update.squared_norm(device.upload(np.full(10, 1e30, np.float32))) == pytest.approx(1e61, rel=1e-6)
     assert math.isnan(update.squared_norm(device.upload(np.array([1.0, np.nan], np.float32))))
@@ -115,7 +125,7 @@ def test_the_public_functions_come_here(on_device, random, monkeypatch):
     public.adam_update(w, g, m, v, lr=0.1, step=0)
     public.lars_update(w, g, m, rate=0.1, momentum=0.9)
     assert public.squared_norm(w) > 0
-    names = ["update_sgd_vector_f32", "update_adam_vector_f32", "update_lars_vector_f32", "update_squares_vector_f32"]
+    names = ["update_sgd_vector_f32", "update_adam_vector_f32", "update_lars_vector_f32", "update_squares_f32"]
     assert launched == [*names, "update_squares_total"]
     with pytest.raises(ShapeError, match="sizes and types must agree"):
         public.sgd_update(w, g[1:], m, lr=0.1)

@@ -109,6 +109,15 @@ def test_squared_norm_equals_the_exact_sum(size):
     assert update.squared_norm(x) == pytest.approx(math.fsum(float(number) ** 2 for number in x), rel=1e-14, abs=0.0)
 
 
+def test_squared_norms_are_those_of_the_slices():
+    (x,) = draw(update.NORM_BLOCK + 50, 1)
+    bounds = [(0, x.size), (3, 3), (1, 2), (17, update.NORM_BLOCK + 20)]
+    assert update.squared_norms(x, bounds).tolist() == [update.squared_norm(x[start:stop]) for start, stop in bounds]
+    assert update.squared_norms(x, []).shape == (0,)
+    with pytest.raises(ShapeError, match="must be ranges within"):
+        update.squared_norms(x, [(0, x.size + 1)])
+
+
 def test_squared_norm_does_not_overflow_float32_and_shows_what_is_not_finite():
     assert update.squared_norm(np.full(10, 1e30, np.float32)) == pytest.approx(1e61, rel=1e-6)
     assert math.isnan(update.squared_norm(np.array([1.0, np.nan], np.float32)))
