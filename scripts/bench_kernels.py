@@ -5,7 +5,8 @@
 Every distinct convolution of the models is run forward and for each gradient, on the same memory for both (channels
 last is NHWC), cuDNN in benchmark mode, ours with the tile sizes that its tuning table chose. Ours takes float32 weights
 and converts them inside the timed call, as a training step does; PyTorch's are of the compute type already. Both take
-turns; times are medians of CUDA events around calls that wait behind a kernel that spins, so that Python does not count. Results are compared with PyTorch's in float32 before anything is timed.
+turns; times are medians of CUDA events around calls that wait behind a kernel that spins, so that Python does not
+count. Results are compared with PyTorch's in float32 before anything is timed.
 """
 
 from __future__ import annotations
