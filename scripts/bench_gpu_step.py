@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 

@@ -20,8 +20,6 @@ from hpcnn.data.sources import check_alike, has_test_images
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.ops.backend import set_compute
-from hpcnn.ops.cuda.device import device
-from hpcnn.ops.cuda.gpu import load
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
 from hpcnn.plan import planner
@@ -137,6 +135,9 @@ def open_device(config: Config, world: World) -> None:
     """
     if config.device == "cpu":
         return
+    from hpcnn.ops.cuda.device import device  # imported here: few runs have a GPU
+    from hpcnn.ops.cuda.gpu import load
+
     with world.agreeing():
         load()
         gpu.choose(world.local_rank)

@@ -79,15 +79,21 @@ def test_every_exchange_serves_device_arrays(preset, settings, copies):
 
 
 @pytest.mark.skipif(build.COMPILER is None, reason="the emulation of kernels needs g++")
-@pytest.mark.parametrize("preset", ["data", "hybrid", "model", "spatial", "tiled-groups"])
+@pytest.mark.parametrize(
+    ("preset", "kind"),
+    [
+        ("data", "factors"),
+        *((preset, "allreduce") for preset in ("data", "hybrid", "model", "spatial", "tiled-groups")),
+    ],
+)
 @pytest.mark.parametrize(("activation", "tolerance"), [(np.float32, 2e-5), ("bfloat16", 6e-2)])
-def test_emulated_kernels_train_alike(preset, activation, tolerance, copies):
+def test_emulated_kernels_train_alike(preset, kind, activation, tolerance, copies):
     """bf16: each activation is off by up to 2^-9, and a step's gradient by that times the depth of the net."""
     with backend.use("numpy"):
-        expected = run(preset)
+        expected = run(preset, f"exchange.kind={kind}")
     with emulated_gpu():
         activation = bfloat16() if activation == "bfloat16" else activation
-        found = run(preset, copies=copies, activation=activation)
+        found = run(preset, f"exchange.kind={kind}", copies=copies, activation=activation)
     np.testing.assert_allclose(found.losses, expected.losses, rtol=tolerance)
     for name, tensor in expected.tensors.items():
         assert found.tensors[name].dtype == np.float32
