@@ -5,7 +5,7 @@ another. What it has no fast code for is done by `hpcnn.ops.cpu`: always for the
 and shape by shape, recorded in `fallbacks()`, for the others.
 
 bfloat16 goes by way of float32 on processors without instructions for it, which the library imitates at a third of the
-speed of float32; and where the library would be slow, or would round sums on the way (see the conditions `unless`).
+speed of float32; and where the library would be slow, would round sums on the way, or err (see the conditions `unless`).
 """
 
 from hpcnn.ops.cpu import dropout_backward, dropout_forward, softmax_cross_entropy
@@ -23,7 +23,9 @@ batchnorm_backward = through_float32(batchnorm.batchnorm_backward, unless=native
 batchnorm_statistics = through_float32(batchnorm.batchnorm_statistics, rounded=None, unless=native)
 conv2d_forward = through_float32(conv2d.conv2d_forward, unless=native)
 conv2d_backward_input = through_float32(conv2d.conv2d_backward_input, unless=native)
-conv2d_backward_weight = through_float32(conv2d.conv2d_backward_weight, rounded=None, unless=native)
+conv2d_backward_weight = through_float32(
+    conv2d.conv2d_backward_weight, rounded=None, unless=conv2d.weight_gradient_is_right
+)
 linear_forward = through_float32(linear.linear_forward, unless=linear.pays_rounded)
 linear_backward_input = through_float32(linear.linear_backward_input, unless=linear.pays_rounded)
 linear_backward_weight = through_float32(linear.linear_backward_weight, rounded=None, unless=linear.pays_rounded)

@@ -56,6 +56,13 @@ CONVOLUTIONS = {
     "groups": ((2, 6, 5, 4), 6, (3, 3), {"groups": 2, "padding": ((1, 1), (1, 1))}),
     "a group each channel": ((2, 6, 6, 16), 16, (3, 3), {"groups": 16, "padding": ((1, 1), (1, 1))}),
     "padding beyond the kernel": ((1, 3, 2, 2), 3, (2, 2), {"padding": ((3, 4), (2, 5))}),
+    "wide with dilated rows": (  # oneDNN 3.2 gets the weight gradients of this one and the next wrong
+        (2, 3, 33, 17),
+        16,
+        (2, 5),
+        {"dilation": (2, 2), "padding": ((0, 0), (2, 3))},
+    ),
+    "stride beyond a narrow image": ((1, 7, 3, 3), 5, (1, 4), {"stride": (2, 4), "padding": ((0, 0), (2, 1))}),
     "wide": ((1, 3, 130, 2), 65, (3, 3), {"padding": ((1, 1), (1, 1))}),
 }
 
