@@ -5,7 +5,7 @@ another. What it has no fast code for is done by `hpcnn.ops.cpu`: always for the
 and shape by shape, recorded in `fallbacks()`, for the others.
 
 bfloat16 goes by way of float32 on processors without instructions for it, which the library imitates at a third of the
-speed of float32; and where the library would be slow, would round sums on the way, or err (see the conditions `unless`).
+speed of float32; and where the library is slow, rounds sums on the way, or errs (see the conditions `unless`).
 """
 
 from hpcnn.ops.cpu import dropout_backward, dropout_forward, softmax_cross_entropy
