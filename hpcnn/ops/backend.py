@@ -1,7 +1,7 @@
-"""Which implementation serves an array: CUDA for CuPy's; for NumPy's, oneDNN for float32 where its library loads.
+"""Which implementation serves an array: CUDA for CuPy's; for NumPy's, oneDNN where its library loads.
 
-Without that library, and for float64, plain NumPy serves. The choice is made once, at the first call, so that importing
-`hpcnn.ops` costs nothing. `HPCNN_ONEDNN=off` forces NumPy, `HPCNN_ONEDNN=path` names the library to load (see
+It takes float32 and bfloat16. Without that library, and for float64, plain NumPy serves. The choice is made once, at
+the first call, so that importing `hpcnn.ops` costs nothing. `HPCNN_ONEDNN=off` forces NumPy, `HPCNN_ONEDNN=path` names the library to load (see
 `hpcnn.ops.onednn`).
 """
 
@@ -27,7 +27,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 BFLOAT16 = "bfloat16"
 """Name of the type that ml_dtypes brings; it need not be installed to recognise it."""
 
-# The implementation of float32 NumPy arrays; None until the first call asks for it.
+# The implementation of float32 and bfloat16 NumPy arrays; None until the first call asks for it.
 _float32: ModuleType | None = None
 # That of CuPy arrays; None until the first comes along.
 _cuda: ModuleType | None = None
@@ -85,9 +85,9 @@ def device_name() -> str:
 
 @contextmanager
 def use(which: Name) -> Iterator[ModuleType]:
-    """Serve float32 NumPy arrays by the named implementation inside a `with` block; for tests and measurements.
+    """Serve float32 and bfloat16 NumPy arrays by the named implementation inside a `with` block.
 
-    "cuda" serves bfloat16 ones too. It runs on the device in use, which must take NumPy arrays: the tests' emulation.
+    For tests and measurements. "cuda" runs on the device in use, which must take NumPy arrays: the tests' emulation.
 
     Raises
     ------
