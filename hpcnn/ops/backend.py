@@ -1,8 +1,8 @@
 """Which implementation serves an array: CUDA for CuPy's; for NumPy's, oneDNN where its library loads.
 
 It takes float32 and bfloat16. Without that library, and for float64, plain NumPy serves. The choice is made once, at
-the first call, so that importing `hpcnn.ops` costs nothing. `HPCNN_ONEDNN=off` forces NumPy, `HPCNN_ONEDNN=path` names the library to load (see
-`hpcnn.ops.onednn`).
+the first call, so that importing `hpcnn.ops` costs nothing. `HPCNN_ONEDNN=off` forces NumPy, `HPCNN_ONEDNN=path` names
+the library to load (see `hpcnn.ops.onednn`).
 """
 
 from __future__ import annotations
