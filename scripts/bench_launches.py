@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from hpcnn import config as configuration
-from hpcnn import gpu as copies
 from hpcnn import ops
 from hpcnn.analysis.bench_step import TimedUpdate
 from hpcnn.comm.world import World, start
