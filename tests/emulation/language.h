@@ -119,6 +119,8 @@ inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 // One rounding each: an empty assembly line keeps the compiler from fusing them with a neighbour.
 inline float __fmul_rn(float x, float y) { float z = x * y; asm("" : "+x"(z)); return z; }
+inline double __dmul_rn(double x, double y) { double z = x * y; asm("" : "+x"(z)); return z; }
+inline double __dadd_rn(double x, double y) { double z = x + y; asm("" : "+x"(z)); return z; }
 inline float __fadd_rn(float x, float y) { float z = x + y; asm("" : "+x"(z)); return z; }
 inline float __fsub_rn(float x, float y) { float z = x - y; asm("" : "+x"(z)); return z; }
 inline int __float2int_rn(float x) { return static_cast<int>(nearbyintf(x)); }

@@ -5,7 +5,7 @@ Arguments arrive checked and in full: C-ordered arrays, pairs, four-sided paddin
 """
 
 from hpcnn.ops.cpu.activation import activation_backward, activation_forward, add_forward
-from hpcnn.ops.cpu.batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_statistics
+from hpcnn.ops.cpu.batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_statistics, batchnorm_track
 from hpcnn.ops.cpu.conv2d import conv2d_backward_input, conv2d_backward_weight, conv2d_forward
 from hpcnn.ops.cpu.dropout import dropout_backward, dropout_forward
 from hpcnn.ops.cpu.linear import linear_backward_input, linear_backward_weight, linear_forward
@@ -28,6 +28,7 @@ __all__ = [
     "batchnorm_backward",
     "batchnorm_forward",
     "batchnorm_statistics",
+    "batchnorm_track",
     "conv2d_backward_input",
     "conv2d_backward_weight",
     "conv2d_forward",

@@ -6,6 +6,7 @@ and shape by shape, recorded in `fallbacks()`, for the others.
 """
 
 from hpcnn.ops.cpu import dropout_backward, dropout_forward, softmax_cross_entropy
+from hpcnn.ops.cpu.batchnorm import batchnorm_track
 from hpcnn.ops.onednn.batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_statistics
 from hpcnn.ops.onednn.conv2d import conv2d_backward_input, conv2d_backward_weight, conv2d_forward
 from hpcnn.ops.onednn.library import available, describe
@@ -31,6 +32,7 @@ __all__ = [
     "batchnorm_backward",
     "batchnorm_forward",
     "batchnorm_statistics",
+    "batchnorm_track",
     "conv2d_backward_input",
     "conv2d_backward_weight",
     "conv2d_forward",
