@@ -15,6 +15,7 @@
 #include "conv2d_wgmma.cuh"
 
 constexpr int PATCHES = 2;
+constexpr int LEAD_BARRIER = 3;
 
 // Numbers in the order in which a block needs them in dynamic shared memory; the last are Halo's.
 template <typename T, int blocks, int n> struct HaloTile {
@@ -32,10 +33,11 @@ template <typename T, int blocks, int n> struct HaloTile {
 };
 
 // Lines of an image and its strips; outputs `height` x `width`; `chunks`: steps of channels; `stages` of filters.
-// `based`: how the hardware counts rows of the swizzle's pattern (descriptor_base).
+// `based`: how the hardware counts rows of the swizzle's pattern (descriptor_base). `lead`: steps by which the first
+// group that multiplies goes ahead of the second, so that one stores while the other multiplies.
 struct Halo {
     int positions, pitch, image_lines, strips, strip_width, height, width, pad_top, pad_left;
-    int taps_h, taps_w, chunks, columns, activation, patch_bytes, stages, based;
+    int taps_h, taps_w, chunks, columns, activation, patch_bytes, stages, based, lead;
 };
 
 __device__ const float NO_BIAS = 0.0f;
@@ -111,15 +113,17 @@ __device__ __forceinline__ void load_patches(unsigned char* patches, Ring& ring,
     }
 }
 
-// Sum over channels and taps for the group's positions, which begin `inside` positions into the patch.
+// Sum over channels and taps for the group's positions, which begin `inside` positions into the patch. With `lead` > 0
+// the other group is let go after that many steps.
 template <typename Tile>
 __device__ __forceinline__ void consume(float (&sums)[Tile::BLOCKS][Tile::N / 2], Rings& rings, unsigned char* shared,
-                                        int inside, const Halo& h) {
+                                        int inside, int lead, const Halo& h) {
     unsigned char* patches = shared + Tile::FILTERS + h.stages * Tile::B_BYTES;
     Ring &filters = rings.filters, &ring = rings.patches;
     int taps = h.taps_h * h.taps_w, steps = h.chunks * taps, tap = 0, column = 0, previous = 0, previous_patch = 0;
     const unsigned char* rows = nullptr;
     for (int step = 0; step < steps; ++step) {
+        if (step == lead && step > 0) named_barrier(LEAD_BARRIER, 2 * GROUP);
         if (tap == 0) {
             barrier_wait(ring.full + ring.stage, ring.phase);
             rows = patches + ring.stage * h.patch_bytes + inside * ROW;
@@ -222,11 +226,14 @@ __device__ __forceinline__ void halo(const TensorMap* images, const TensorMap* f
         }
     } else {
         registers_increase<232>();
-        int group = threadIdx.x / GROUP - 1;
+        int group = __shfl_sync(0xffffffff, threadIdx.x / GROUP, 0) - 1;  // known to be the same in all lanes
+        int lead = group == 0 ? h.lead : 0;
+        if (group == 1 && h.lead > 0) named_barrier(LEAD_BARRIER, 2 * GROUP);
         for (int64 item = blockIdx.x; item < items; item += gridDim.x) {
             int first = item / tile_columns * Tile::M;
             float sums[Tile::BLOCKS][Tile::N / 2];
-            consume<Tile>(sums, rings, shared, first % h.pitch + group * (Tile::M / 2), h);
+            consume<Tile>(sums, rings, shared, first % h.pitch + group * (Tile::M / 2), lead, h);
+            lead = 0;
             find_pixels<Tile>(reinterpret_cast<int*>(shared + Tile::PIXELS), group, first, h);
             store_pixels<Tile>(sums, shared, group, bias, y, item % tile_columns * Tile::N, h);
         }

@@ -11,7 +11,7 @@ and columns.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,17 +28,21 @@ ROW = 128
 HEAD_BYTES = 36 * 1024
 """Shared memory before the filters: stores and barriers."""
 SHARED_BYTES = 227 * 1024
-PATCHES, MAX_STAGES, MIN_STAGES = 2, 8, 3
+PATCHES, MAX_STAGES, MIN_STAGES, MAX_STRIPS = 2, 8, 3, 64
+LEAD = True
+"""Whether one group of a block stores while the other multiplies."""
 MAX_POSITIONS = 2**31 - 1024
 PATTERN = 8
 """Pixels after which the swizzle repeats."""
+MAX_WASTE = 2.0
+"""Positions for each pixel of the output that are still worth it."""
 
 HALO = np.dtype(
     [
         (name, np.int32)
         for name in (
             *("positions", "pitch", "image_lines", "strips", "strip_width", "height", "width", "pad_top", "pad_left"),
-            *("taps_h", "taps_w", "chunks", "columns", "activation", "patch_bytes", "stages", "based"),
+            *("taps_h", "taps_w", "chunks", "columns", "activation", "patch_bytes", "stages", "based", "lead"),
         )
     ]
 )
@@ -126,7 +130,8 @@ def candidates(problem: Problem) -> list[Candidate]:
     if chosen is None:
         return []
     plans = [(tile, plan(walk, tile, chosen)) for tile in TILES]
-    costs = {tile: _cost(walk, tile, made) for tile, made in plans if made is not None}
+    most = MAX_WASTE * walk.images * walk.out[0] * walk.out[1]
+    costs = {tile: _cost(walk, tile, made) for tile, made in plans if made is not None and made.positions <= most}
     return [candidate(problem, tile, chosen) for tile in sorted(costs, key=lambda tile: costs[tile])]
 
 
@@ -145,25 +150,35 @@ def walk_of(problem: Problem) -> Walk:
 
 
 def plan(walk: Walk, tile: Tile, chosen: Layout) -> Plan | None:
-    """Return how lines are laid out, with as few strips as fit, or None where shared memory or integers are too small.
+    """Return how lines are best laid out, or None where shared memory or integers are too small.
+
+    Padding is computed for nothing, and few stages of filters let the matrix units wait.
+    """
+    most = -(-walk.out[1] // PATTERN)
+    plans = [_plan(walk, tile, chosen, strips) for strips in range(1, min(most, MAX_STRIPS) + 1)]
+    fitting = [each for each in plans if each is not None]
+    return min(fitting, key=lambda each: each.positions * (1 + 0.1 / (each.stages - 1)), default=None)
+
+
+def _plan(walk: Walk, tile: Tile, chosen: Layout, strips: int) -> Plan | None:
+    """Return how lines of images cut into strips lie, or None where they do not fit.
 
     Zeros right of a line are those left of the next, and zeros below an image those above the next, as long as either
     is as wide as the wider of both paddings.
     """
     (height, width), (above, left), (below, right) = walk.extent, walk.before, walk.behind
     image_lines = max(height + above, height + below, walk.out[0])
-    for strips in range(1, walk.out[1] // PATTERN + 2):
-        strip_width = -(-walk.out[1] // strips)
-        least = strip_width + walk.taps[1] - 1 if strips > 1 else max(width + left, width + right, walk.out[1])
-        pitch = least if chosen.dense else -(-least // PATTERN) * PATTERN
-        lines = (pitch - 1 + tile.rows - 1 + walk.taps[1] - 1) // pitch + walk.taps[0]
-        patch_bytes = -(-lines * pitch * ROW // 1024) * 1024
-        stages = min(MAX_STAGES, (SHARED_BYTES - HEAD_BYTES - PATCHES * patch_bytes) // (tile.columns * ROW))
-        positions = walk.images * -(-walk.out[1] // strip_width) * image_lines * pitch
-        if pitch <= tensor_map.MAX_BOX and stages >= MIN_STAGES and positions <= MAX_POSITIONS:
-            used = -(-walk.out[1] // strip_width)
-            return Plan(pitch, image_lines, used, strip_width, positions, patch_bytes, stages)
-    return None
+    strip_width = -(-walk.out[1] // strips)
+    used = -(-walk.out[1] // strip_width)
+    least = strip_width + walk.taps[1] - 1 if used > 1 else max(width + left, width + right, walk.out[1])
+    pitch = least if chosen.dense else -(-least // PATTERN) * PATTERN
+    lines = (pitch - 1 + tile.rows - 1 + walk.taps[1] - 1) // pitch + walk.taps[0]
+    patch_bytes = -(-lines * pitch * ROW // 1024) * 1024
+    stages = min(MAX_STAGES, (SHARED_BYTES - HEAD_BYTES - PATCHES * patch_bytes) // (tile.columns * ROW))
+    positions = walk.images * used * image_lines * pitch
+    if pitch > tensor_map.MAX_BOX or stages < MIN_STAGES or positions > MAX_POSITIONS:
+        return None
+    return Plan(pitch, image_lines, used, strip_width, positions, patch_bytes, stages)
 
 
 def _cost(walk: Walk, tile: Tile, made: Plan) -> float:
@@ -205,9 +220,19 @@ class _Product:
         if made is None:
             walk, p = self._walk, self._plan
             chunks = -(-walk.channels * self._problem.storage.itemsize // ROW)
+            taps = walk.taps[0] * walk.taps[1]
+            lead = min(p.stages - 2, PATCHES * taps - 1, chunks * taps - 1) if LEAD else 0
             fields = (
                 *(p.positions, p.pitch, p.image_lines, p.strips, p.strip_width, *walk.out, *walk.before, *walk.taps),
-                *(chunks, walk.columns, types.ACTIVATIONS[activation], p.patch_bytes, p.stages, self._layout.based),
+                *(
+                    chunks,
+                    walk.columns,
+                    types.ACTIVATIONS[activation],
+                    p.patch_bytes,
+                    p.stages,
+                    self._layout.based,
+                    lead,
+                ),
             )
             made = self._structs[activation] = np.array(fields, HALO)
         return made
