@@ -12,6 +12,7 @@ from tests.unit.kernels.test_conv2d_wgmma import Case, assert_close, draw, round
 CASES = {
     "same": Case((2, 9, 10, 72), 40),
     "several tiles": Case((3, 11, 9, 16), 136),
+    "a tile that ends with a line": Case((2, 14, 18, 8), 8),
     "wide": Case((1, 5, 150, 8), 16),
     "small images": Case((11, 3, 2, 24), 8),
     "a row": Case((2, 9, 11, 8), 16, window=(1, 3), padding=((0, 0), (1, 1))),
