@@ -8,8 +8,8 @@
 // (a line is longer than an output row) are computed and not stored. Zeros right of a row are the zeros left of the
 // next, and likewise those between images. Wide images are cut into strips, each with lines of its own.
 //
-// Groups, barriers and stores are as in conv2d_wgmma.cuh, with two rings: filters of one tap, and patches of lines, both
-// of one step of channels.
+// Groups, barriers and stores are as in conv2d_wgmma.cuh, with two rings: filters of one tap, and patches of lines,
+// both of one step of channels.
 //
 // After: NVIDIA, CUTLASS (warp-specialised kernels); Cho and Brand, arXiv:1706.06873 (one buffer that serves all taps).
 #include "conv2d_wgmma.cuh"
@@ -17,10 +17,16 @@
 constexpr int PATCHES = 2;
 constexpr int LEAD_BARRIER = 3;
 
-// Numbers in the order in which a block needs them in dynamic shared memory; the last are Halo's.
-template <typename T, int blocks, int n> struct HaloTile {
+// Numbers in the order in which a block needs them in dynamic shared memory; the last are Halo's. Products of 64
+// positions with n filters each, or `turned` (n = 64): of 64 filters with all of a group's positions, for which the
+// matrix units read less from shared memory.
+template <typename T, int blocks, int n, bool turned> struct HaloTile {
+    static_assert(!turned || n == 64, "rows of a turned product are 64 filters");
     typedef T type;
+    static constexpr bool TURNED = turned;
     static constexpr int BLOCKS = blocks;
+    static constexpr int PRODUCTS = turned ? 1 : blocks;
+    static constexpr int SUMS = turned ? 32 * blocks : n / 2;
     static constexpr int M = 2 * 64 * blocks;
     static constexpr int N = n;
     static constexpr int STEP = ROW / sizeof(T);
@@ -28,7 +34,7 @@ template <typename T, int blocks, int n> struct HaloTile {
     static constexpr int STAGING = 0;
     static constexpr int BARRIERS = 2 * 64 * SLAB_PITCH;
     static constexpr int PIXELS = BARRIERS + 256;  // where each row of the tile is stored
-    static constexpr int FILTERS = 36 * 1024;
+    static constexpr int FILTERS = 37 * 1024;
     static_assert(PIXELS + 4 * M <= FILTERS, "pixels are before filters");
 };
 
@@ -116,7 +122,7 @@ __device__ __forceinline__ void load_patches(unsigned char* patches, Ring& ring,
 // Sum over channels and taps for the group's positions, which begin `inside` positions into the patch. With `lead` > 0
 // the other group is let go after that many steps.
 template <typename Tile>
-__device__ __forceinline__ void consume(float (&sums)[Tile::BLOCKS][Tile::N / 2], Rings& rings, unsigned char* shared,
+__device__ __forceinline__ void consume(float (&sums)[Tile::PRODUCTS][Tile::SUMS], Rings& rings, unsigned char* shared,
                                         int inside, int lead, const Halo& h) {
     unsigned char* patches = shared + Tile::FILTERS + h.stages * Tile::B_BYTES;
     Ring &filters = rings.filters, &ring = rings.patches;
@@ -135,9 +141,12 @@ __device__ __forceinline__ void consume(float (&sums)[Tile::BLOCKS][Tile::N / 2]
 #pragma unroll
         for (int k = 0; k < 4; ++k)
 #pragma unroll
-            for (int block = 0; block < Tile::BLOCKS; ++block)
-                product<0>(typename Tile::type(), sums[block], a + descriptor_offset(block * 64 * ROW + k * 32),
-                           b + descriptor_offset(k * 32), step > 0 || k > 0);
+            for (int i = 0; i < Tile::PRODUCTS; ++i) {
+                uint64 positions = a + descriptor_offset(i * 64 * ROW + k * 32);
+                uint64 columns = b + descriptor_offset(k * 32);
+                product<0>(typename Tile::type(), sums[i], Tile::TURNED ? columns : positions,
+                           Tile::TURNED ? positions : columns, step > 0 || k > 0);
+            }
         product_commit();
         product_wait<1>();  // the products of the step before this are done
         if (step > 0 && threadIdx.x % 32 == 0) {
@@ -177,8 +186,29 @@ __device__ __forceinline__ void find_pixels(int* pixels, int group, int first, c
     }
 }
 
+// `store` of conv2d_wgmma.cuh for turned products: 64 positions at a time, whose sums lie along registers.
+template <typename Tile, typename Out, typename Finish, typename Row>
+__device__ __forceinline__ void store_turned(const float (&sums)[Tile::SUMS], unsigned char* shared, int group,
+                                             bool aligned, Finish finish, Row row, int columns) {
+    unsigned char* slab = shared + Tile::STAGING + group * 64 * SLAB_PITCH;
+    int thread = threadIdx.x % GROUP, filter = thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+    for (int block = 0; block < Tile::BLOCKS; ++block) {
+        named_barrier(1 + group, GROUP);  // the slab before this has been read
+#pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            int position = i / 4 * 8 + thread % 4 * 2 + i % 2, column = filter + i / 2 % 2 * 8;
+            reinterpret_cast<Out*>(slab + position * SLAB_PITCH)[column] =
+                from_float<Out>(finish(sums[block * 32 + i], column));
+        }
+        named_barrier(1 + group, GROUP);
+        int first = (group * Tile::BLOCKS + block) * 64;
+        store_slab<Out, 64>(slab, columns, aligned, [&](int r) { return row(first + r, 0); });
+    }
+}
+
 template <typename Tile, typename Out>
-__device__ __forceinline__ void store_pixels(const float (&sums)[Tile::BLOCKS][Tile::N / 2], unsigned char* shared,
+__device__ __forceinline__ void store_pixels(const float (&sums)[Tile::PRODUCTS][Tile::SUMS], unsigned char* shared,
                                              int group, const float* bias, Out* y, int first, const Halo& h) {
     constexpr int width = SLAB / sizeof(Out) < Tile::N ? SLAB / sizeof(Out) : Tile::N;
     const int* pixels = reinterpret_cast<const int*>(shared + Tile::PIXELS);
@@ -189,20 +219,25 @@ __device__ __forceinline__ void store_pixels(const float (&sums)[Tile::BLOCKS][T
     };
     auto columns = [&](int slab) { return h.columns - first - slab * width; };
     bool aligned = h.columns % (16 / sizeof(Out)) == 0 && reinterpret_cast<uint64>(y) % 16 == 0;
+    auto put = [&](auto finish) {
+        if constexpr (Tile::TURNED)
+            store_turned<Tile, Out>(sums[0], shared, group, aligned, finish, row, columns(0));
+        else
+            store<Tile, Out>(sums, shared, group, aligned, finish, row, columns);
+    };
     if (bias == nullptr && h.activation == IDENTITY) {
-        store<Tile, Out>(sums, shared, group, aligned, [](float sum, int) { return sum; }, row, columns);
+        put([](float sum, int) { return sum; });
         return;
     }
     float low = h.activation == IDENTITY ? 1.0f : 0.1f;
     bool relu = h.activation == RELU;
     const float* shifts = bias == nullptr ? &NO_BIAS : bias;
     int last = bias == nullptr ? 0 : h.columns - 1;
-    auto finish = [&](float sum, int column) {  // as `activate`, in selections instead of branches
+    put([&](float sum, int column) {  // as `activate`, in selections instead of branches
         float x = sum + shifts[min(first + column, last)];
         float below = relu ? (x == x ? 0.0f : x) : low * x;
         return x > 0.0f ? x : below;
-    };
-    store<Tile, Out>(sums, shared, group, aligned, finish, row, columns);
+    });
 }
 
 template <typename Tile, typename Out>
@@ -231,7 +266,7 @@ __device__ __forceinline__ void halo(const TensorMap* images, const TensorMap* f
         if (group == 1 && h.lead > 0) named_barrier(LEAD_BARRIER, 2 * GROUP);
         for (int64 item = blockIdx.x; item < items; item += gridDim.x) {
             int first = item / tile_columns * Tile::M;
-            float sums[Tile::BLOCKS][Tile::N / 2];
+            float sums[Tile::PRODUCTS][Tile::SUMS];
             consume<Tile>(sums, rings, shared, first % h.pitch + group * (Tile::M / 2), lead, h);
             lead = 0;
             find_pixels<Tile>(reinterpret_cast<int*>(shared + Tile::PIXELS), group, first, h);
@@ -240,16 +275,18 @@ __device__ __forceinline__ void halo(const TensorMap* images, const TensorMap* f
     }
 }
 
-#define HALO(name, type, blocks, n)                                                               \
+#define HALO(name, type, blocks, n, turned)                                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                      \
         name(const __grid_constant__ TensorMap images, const __grid_constant__ TensorMap filters, \
              const float* bias, type* y, Halo h) {                                                \
-        halo<HaloTile<type, blocks, n>>(&images, &filters, bias, y, h);                           \
+        halo<HaloTile<type, blocks, n, turned>>(&images, &filters, bias, y, h);                   \
     }
-#define HALO_TYPES(tile, blocks, n)                            \
-    HALO(conv2d_forward_halo_##tile##_bf16, bf16, blocks, n)   \
-    HALO(conv2d_forward_halo_##tile##_tf32, float, blocks, n)
-HALO_TYPES(256x128, 2, 128)
-HALO_TYPES(128x128, 1, 128)
-HALO_TYPES(384x64, 3, 64)
-HALO_TYPES(256x64, 2, 64)
+#define HALO_TYPES(tile, blocks, n, turned)                          \
+    HALO(conv2d_forward_halo_##tile##_bf16, bf16, blocks, n, turned) \
+    HALO(conv2d_forward_halo_##tile##_tf32, float, blocks, n, turned)
+HALO_TYPES(256x128, 2, 128, false)
+HALO_TYPES(128x128, 1, 128, false)
+HALO_TYPES(384x64, 3, 64, false)
+HALO_TYPES(256x64, 2, 64, false)
+HALO_TYPES(512x64_turned, 4, 64, true)
+HALO_TYPES(384x64_turned, 3, 64, true)

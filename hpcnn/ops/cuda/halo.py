@@ -25,7 +25,7 @@ ARCHITECTURE = 90
 THREADS = 384
 ROW = 128
 """Bytes of a pixel's channels that are summed in one step."""
-HEAD_BYTES = 36 * 1024
+HEAD_BYTES = 37 * 1024
 """Shared memory before the filters: stores and barriers."""
 SHARED_BYTES = 227 * 1024
 PATCHES, MAX_STAGES, MIN_STAGES, MAX_STRIPS = 2, 8, 3, 64
@@ -50,19 +50,31 @@ HALO = np.dtype(
 
 
 class Tile(NamedTuple):
-    """A block's part of a product: positions and filters; the rate is a guess of the share of peak speed."""
+    """A block's part of a product: positions and filters; the rate is a guess of the share of peak speed.
+
+    `turned`: filters are the left operand.
+    """
 
     rows: int
     columns: int
     rate: float
+    turned: bool = False
 
     @property
     def name(self) -> str:
         """How kernels name it."""
-        return f"{self.rows}x{self.columns}"
+        return f"{self.rows}x{self.columns}" + ("_turned" if self.turned else "")
 
 
-TILES = (Tile(256, 128, 1.0), Tile(384, 64, 0.8), Tile(256, 64, 0.75), Tile(128, 128, 0.85))
+TILES = (
+    Tile(256, 128, 1.0),
+    Tile(512, 64, 0.95, True),
+    Tile(384, 64, 0.9, True),
+    Tile(384, 64, 0.8),
+    Tile(256, 64, 0.75),
+    Tile(128, 128, 0.85),
+)
+OFFERED = 4
 
 
 class Layout(NamedTuple):
@@ -132,7 +144,7 @@ def candidates(problem: Problem) -> list[Candidate]:
     plans = [(tile, plan(walk, tile, chosen)) for tile in TILES]
     most = MAX_WASTE * walk.images * walk.out[0] * walk.out[1]
     costs = {tile: _cost(walk, tile, made) for tile, made in plans if made is not None and made.positions <= most}
-    return [candidate(problem, tile, chosen) for tile in sorted(costs, key=lambda tile: costs[tile])]
+    return [candidate(problem, tile, chosen) for tile in sorted(costs, key=lambda tile: costs[tile])[:OFFERED]]
 
 
 def candidate(problem: Problem, tile: Tile, chosen: Layout) -> Candidate:
