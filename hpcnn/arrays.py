@@ -1,4 +1,7 @@
-"""Arrays: the protocol that `ops` relies on, and pooled host memory.
+"""Arrays: the protocol that `ops` relies on, where they live, and pooled host memory.
+
+An array lives where the arrays that it is made from do: parameters are put on a device by name, and everything else
+is allocated `like` its neighbours. Only code that asks `on_host` treats the two kinds of memory differently.
 
 An activation of a large network is hundreds of megabytes. Fresh pages for it cost about a quarter of a second
 a gigabyte, every step; `empty` hands the pages of the last step out again instead, as CuPy's pool does on GPUs.
@@ -7,7 +10,7 @@ a gigabyte, every step; `empty` hands the pages of the last step out again inste
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,6 +19,8 @@ Array: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Pair: TypeAlias = tuple[int, int]
 Padding: TypeAlias = tuple[Pair, Pair]
+Place: TypeAlias = Literal["cpu", "cuda"]
+"""Host memory, or that of the GPU which CuPy has current."""
 
 ALIGNMENT_BYTES = 64
 SMALLEST_POOLED_BYTES = 1 << 16
@@ -63,8 +68,22 @@ def _recycled(size: int) -> np.ndarray | None:
     return None
 
 
-def empty(shape: Shape | int, dtype: Any = np.float32) -> np.ndarray:
-    """Return an uninitialised C-ordered host array, 64-byte aligned, on recycled pages when it is large."""
+def empty(shape: Shape | int, dtype: Any = np.float32, *, like: Array | None = None, place: Place = "cpu") -> Array:
+    """Return an uninitialised C-ordered array.
+
+    On the host it is 64-byte aligned, and on recycled pages when it is large.
+
+    Parameters
+    ----------
+    shape : tuple of int or int
+    dtype : data type
+    like : Array, optional
+        Lives where this one does.
+    place : str
+        Where it lives if `like` is left out.
+    """
+    if (place == "cuda") if like is None else not isinstance(like, np.ndarray):
+        return _device_empty(shape, dtype)
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     num_bytes = dtype.itemsize
@@ -79,7 +98,52 @@ def empty(shape: Shape | int, dtype: Any = np.float32) -> np.ndarray:
 
 def empty_like(x: Array) -> Array:
     """Return an uninitialised array of the shape, type and device of `x`."""
-    return empty(x.shape, x.dtype) if isinstance(x, np.ndarray) else array_module(x).empty_like(x)
+    return empty(x.shape, x.dtype, like=x)
+
+
+def zeros(shape: Shape | int, dtype: Any = np.float32, *, like: Array | None = None, place: Place = "cpu") -> Array:
+    """Return a C-ordered array of zeros; parameters are those of `empty`."""
+    x = empty(shape, dtype, like=like, place=place)
+    x.fill(0)
+    return x
+
+
+def on_host(x: Array) -> bool:
+    """Return whether an array lives in host memory."""
+    return isinstance(x, np.ndarray)
+
+
+def on_device(x: Any) -> bool:
+    """Return whether something is an array in the memory of a GPU."""
+    return not isinstance(x, np.ndarray) and hasattr(x, "__cuda_array_interface__")
+
+
+def to_host(x: Array) -> np.ndarray:
+    """Return an array in host memory, having waited for what makes it; itself where it lives there."""
+    return x if isinstance(x, np.ndarray) else x.get()
+
+
+def to_device(x: np.ndarray, like: Array) -> Array:
+    """Return a host array where `like` lives: itself, or a copy that may be used at once."""
+    if isinstance(like, np.ndarray):
+        return x
+    y = empty(x.shape, x.dtype, like=like)
+    y.set(np.ascontiguousarray(x))
+    return y
+
+
+def overwrite(target: Array, source: np.ndarray) -> None:
+    """Copy a host array of the same shape and type into `target`, C-contiguous, wherever that lives."""
+    if isinstance(target, np.ndarray):
+        target[...] = source
+    elif target.size:
+        target.set(np.ascontiguousarray(source))
+
+
+def _device_empty(shape: Shape | int, dtype: Any) -> Array:
+    import cupy  # only ever reached where a GPU is in use
+
+    return cupy.empty(shape, dtype)
 
 
 def release_pool() -> int:

@@ -110,8 +110,10 @@ class TrainConfig:
     """Share of the target probability spread evenly over all classes."""
     reproducible: Literal[False] = False
     """Same bits on any number of ranks. Not in this version: only False is accepted."""
-    compute: Literal["fp32", "fp64"] = "fp32"
-    """Number format of the arithmetic. fp64 runs on plain NumPy, to tell rounding from mistakes."""
+    compute: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
+    """Number format of the arithmetic; parameters, sums and updates are float32 in all but fp64. On GPUs also: tf32
+    rounds the factors of matrix products, bf16 keeps activations and their gradients in 16 bits. fp64 runs on plain
+    NumPy, to tell rounding from mistakes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,8 +141,11 @@ class ExchangeConfig:
     kind: Literal["allreduce", "sharded", "factors", "auto"] = "allreduce"
     """allreduce: sum the gradients of all ranks. sharded: each rank sums and updates a slice, parameters travel.
     factors: the same, but fully connected layers exchange inputs and errors. auto: per bucket, by time."""
-    algorithm: Literal["auto", "butterfly", "halving-doubling", "ring", "pairwise", "hierarchical", "mpi"] = "auto"
-    """How: hpcnn's schedules, the MPI library's own, or the cheapest by size on `machine`."""
+    algorithm: Literal["auto", "butterfly", "halving-doubling", "ring", "pairwise", "hierarchical", "mpi", "nccl"] = (
+        "auto"
+    )
+    """How: hpcnn's schedules, the MPI library's own, NVIDIA's (for gradients, one rank a GPU), or the cheapest by size
+    on `machine`."""
     bucket_bytes: Positive = 4_000_000
     """Gradients of consecutive layers travel together until so many bytes, or an eighth of all, are reached."""
     overlap: bool = True
@@ -185,8 +190,9 @@ class LogConfig:
 class Config:
     """Everything a run depends on."""
 
-    device: Literal["cpu"] = "cpu"
-    """Where the arithmetic runs. Only cpu in this version."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the arithmetic runs. cuda: every rank takes a GPU of its node by its number there; several may share one,
+    and it needs hpcnn[cuda13] or hpcnn[cuda12]."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -220,13 +226,15 @@ def from_tree(tree: dict[str, Any]) -> Config:
     """Return the configuration that a parsed TOML document describes; raises ConfigError."""
     _refuse_unknown(tree, Config, "")
     try:
-        return msgspec.convert(tree, Config, strict=True)
+        config = msgspec.convert(tree, Config, strict=True)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
         key = where.strip("`").removeprefix("$.") or "the document"
         choices = _choices(key)
         rule = f"must be {choices}" if choices else _lower(what)
         raise ConfigError(f"config: '{key}' (={_value_at(tree, key)!r}): {rule}.") from None
+    _refuse_combinations(config)
+    return config
 
 
 def to_toml(config: Config) -> str:
@@ -292,6 +300,33 @@ def _refuse_unknown(tree: dict[str, Any], kind: type, prefix: str) -> None:
             if not isinstance(value, dict):
                 raise ConfigError(f"config: '{path}' (={value!r}) must be a section with keys, [{path}].")
             _refuse_unknown(value, type(default), f"{path}.")
+
+
+def _refuse_combinations(config: Config) -> None:
+    """Raise for settings that are right each by itself but do not go together."""
+    device, compute, exchange = config.device, config.train.compute, config.exchange
+    if compute in ("tf32", "bf16") and device != "cuda":
+        raise ConfigError(
+            f"config: 'train.compute' (={compute!r}) needs a GPU, 'device' is {device!r}."
+            ' Set device = "cuda", or train.compute = "fp32".'
+        )
+    if compute == "fp64" and device != "cpu":
+        raise ConfigError(
+            f"config: 'train.compute' (={compute!r}) runs on plain NumPy, 'device' is {device!r}."
+            ' Set device = "cpu", or train.compute = "fp32".'
+        )
+    if exchange.algorithm != "nccl":
+        return
+    for key, value, needed in (
+        ("device", device, "cuda"),
+        ("exchange.kind", exchange.kind, "allreduce"),
+        ("exchange.wire", exchange.wire, "fp32"),
+    ):
+        if value != needed:
+            raise ConfigError(
+                f"config: 'exchange.algorithm' (='nccl') needs {key} = \"{needed}\", which is {value!r}."
+                ' Set that, or exchange.algorithm = "auto".'
+            )
 
 
 def _all_keys(kind: type, prefix: str = "") -> list[str]:

@@ -46,8 +46,24 @@ class Recording(Protocol):
     ) -> None: ...
 
 
+class Marks(Protocol):
+    """Ranges of a profiler that runs beside, and the device whose work spans are to contain."""
+
+    def push(self, name: str) -> None:
+        """Begin a range, inside those that have begun."""
+
+    def pop(self) -> None:
+        """End the range that began last."""
+
+    def synchronise(self) -> None:
+        """Return once the device has done what it was asked to."""
+
+
 class Timeline:
     """The spans of one rank. Any thread may add some.
+
+    On a device computation is only launched, and a span would show how long that took: while spans of the lane
+    "compute" are recorded, the device is waited for at their ends. Recorded steps are slower for it.
 
     Parameters
     ----------
@@ -63,13 +79,16 @@ class Timeline:
         Whether a span that begins now is kept. For code that would have to compute what it passes.
     num_dropped : int
         Spans for which there was no room.
+    marks : Marks or None
+        Told of every span, also of those that are not recorded; None on the CPU.
     """
 
-    __slots__ = ("_lock", "_spans", "_steps_left", "_until_s", "max_spans", "num_dropped", "recording")
+    __slots__ = ("_lock", "_spans", "_steps_left", "_until_s", "marks", "max_spans", "num_dropped", "recording")
 
     def __init__(self, *, num_steps: int | None = None, max_spans: int = MAX_SPANS) -> None:
         self.max_spans = max_spans
         self.num_dropped = 0
+        self.marks: Marks | None = None
         self.recording = num_steps is None or num_steps > 0
         self._steps_left = math.inf if num_steps is None else num_steps
         # Spans that begin later are not kept: the one test that `add` makes when nothing is recorded.
@@ -85,6 +104,8 @@ class Timeline:
 
     def span(self, name: str, lane: Lane, **args: Any) -> Recording:
         """Return a context manager that records its block; a block that raises is recorded too."""
+        if self.marks is not None:
+            return _MarkedBlock(self, name, lane, args)
         return _Block(self, name, lane, args) if self.recording else _NOTHING
 
     def add(self, name: str, lane: Lane, begin_s: float, end_s: float, **args: Any) -> None:
@@ -94,7 +115,8 @@ class Timeline:
 
     def step(self, number: int) -> Recording:
         """Return a context manager that records its block as a step and stops recording after the last one wanted."""
-        return _StepBlock(self, f"step {number}", "step", {}) if self.recording else _NOTHING
+        marked = self.recording or self.marks is not None
+        return _StepBlock(self, f"step {number}", "step", {}) if marked else _NOTHING
 
     def stop(self) -> None:
         """Record no span that begins from now on. There is no way back."""
@@ -127,12 +149,31 @@ class _Block:
         self._timeline._keep(Span(self._name, self._lane, self._begin_s, time.perf_counter(), self._args))
 
 
-class _StepBlock(_Block):
+class _MarkedBlock(_Block):
+    __slots__ = ("_marks", "_recorded")
+
+    def __enter__(self) -> None:
+        self._marks, self._recorded = self._timeline.marks, self._timeline.recording
+        if self._marks is not None:
+            self._marks.push(self._name)
+        super().__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._marks is not None:
+            if self._recorded and self._lane == "compute":
+                self._marks.synchronise()
+            self._marks.pop()
+        if self._recorded:
+            super().__exit__(*exception)
+
+
+class _StepBlock(_MarkedBlock):
     __slots__ = ()
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
-        self._timeline._end_step()
+        if self._recorded:
+            self._timeline._end_step()
 
 
 class _Nothing:

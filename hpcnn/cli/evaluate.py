@@ -24,8 +24,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the score; the configuration is the one kept in the checkpoint (collective)."""
     from hpcnn.comm.world import start
+    from hpcnn.parallel.whole import Whole
     from hpcnn.train.evaluate import evaluate
-    from hpcnn.train.setup import assemble
+    from hpcnn.train.setup import assemble, device_errors
 
     world = start()
     with world.agreeing():
@@ -36,15 +37,18 @@ def run(args: argparse.Namespace) -> int:
     try:
         if parts.test_data is None:
             raise ConfigError("evaluate: no test images are configured; name a file with --set data.test=FILE.h5.")
-        model = parts.model
+        model, whole = parts.model, Whole(parts.model, parts.program.plan, world)
+        room = whole.room({}, model.statistics)
         with world.agreeing():
             if loaded is not None:
                 checkpoints.restore_into(
-                    loaded, model=model.spec.name, parameters=model.parameters, statistics=model.statistics
+                    loaded, model=model.spec.name, parameters=room.parameters, statistics=room.statistics
                 )
-        for array in (model.parameters.values, *model.statistics.values()):
+        for array in (room.parameters.values, *room.statistics.values()):
             world.broadcast(array)
-        score = evaluate(parts.program, parts.test_data, config.train.global_batch)
+        whole.take(room, {})
+        with device_errors(config):
+            score = evaluate(parts.program, parts.test_data, config.train.global_batch)
     finally:
         parts.close()
     if world.rank == 0:

@@ -190,7 +190,7 @@ def _describe_exchange(
     rows = []
     for bucket in buckets:
         head = (bucket.label, bucket.kind, quantity(bucket.size * FLOAT_BYTES, "B"))
-        if algorithm == "mpi" or plan.ranks == 1:
+        if algorithm in ("mpi", "nccl") or plan.ranks == 1:
             rows.append((*head, "-", "-", "-", "-"))
             continue
         everyone = [

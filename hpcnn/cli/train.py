@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpcnn import config as configuration
 from hpcnn.errors import ConfigError
-from hpcnn.train.setup import assemble
+from hpcnn.train.setup import assemble, device_errors
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
 
 DEFAULT = "lenet5"
@@ -48,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
         plan_text = _read_plan(args.plan)
     parts = assemble(config, world, plan_text)
     try:
-        trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
-        trainer.prepare(resume=args.resume, init=args.init)
-        outcome = trainer.train()
+        with device_errors(config):
+            trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
+            trainer.prepare(resume=args.resume, init=args.init)
+            outcome = trainer.train()
         if config.log.trace_steps:
             from hpcnn.report.trace import write_trace
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from hpcnn.comm import wire
 from hpcnn.comm.counters import Traffic
+from hpcnn.errors import CommError
 from hpcnn.plan.schedules import Schedule, Transfer
 
 if TYPE_CHECKING:
@@ -333,3 +334,25 @@ def _lanes(transfers: tuple[Transfer, ...], limit: int) -> tuple[tuple[Transfer,
             Transfer(peer, first, min(first + limit, stop)) for first in range(start, stop, limit)
         )
     return tuple(map(tuple, by_peer.values()))
+
+
+def check_array(array: np.ndarray) -> None:
+    """Raise CommError unless `array` can be summed and stored in place."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iufc" or not array.dtype.isnative:
+        what = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise CommError(f"comm: cannot exchange {what}; it must be a NumPy array of native integers or floats.")
+    flags = array.flags
+    if not (flags.c_contiguous and flags.writeable):
+        raise CommError(
+            f"comm: array of shape {array.shape} is not contiguous or not writable; collectives work in place."
+            " Pass a copy: np.array(x, order='C')."
+        )
+
+
+def check_fits(schedule: Schedule, array: np.ndarray) -> None:
+    """Raise CommError unless `array` can be worked on in place and is as long as the schedule says."""
+    check_array(array)
+    if array.size != schedule.count:
+        raise CommError(
+            f"comm: array (={array.size} elements) and schedule (={schedule.count} elements) must be equally long."
+        )

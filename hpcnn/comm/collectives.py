@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from hpcnn import arrays
+from hpcnn.arrays import Array
+from hpcnn.comm.collective import check_array
 from hpcnn.comm.counters import Traffic
-from hpcnn.comm.engine import Engine, check_array
+from hpcnn.comm.engine import Engine
 from hpcnn.comm.library import load
 from hpcnn.comm.persistent import among, within
 from hpcnn.errors import CommError
@@ -32,7 +34,7 @@ MPI_CHUNK_BYTES = 1 << 30
 
 def allreduce(
     comm: MPI.Intracomm,
-    array: np.ndarray,
+    array: Array,
     algorithm: str = "auto",
     *,
     label: str = "",
@@ -44,8 +46,8 @@ def allreduce(
     ----------
     comm : mpi4py.MPI.Intracomm
         The ranks.
-    array : ndarray
-        C-contiguous numbers of any shape, equal shapes and types on all ranks.
+    array : Array
+        C-contiguous numbers of any shape, equal shapes and types on all ranks; one on a device goes over the host.
     algorithm : str
         "auto", "butterfly", "halving-doubling", "ring" or "mpi". The order of additions depends on it, so the last
         bits of the result do; only "mpi" leaves even equal bits on all ranks to the library.
@@ -115,7 +117,7 @@ def allgather(
     start, stop = bounds[engine.rank : engine.rank + 2]
     if stop - start != block.shape[0]:
         raise CommError(f"comm: block (={block.shape[0]} rows) must have counts[rank] (={stop - start}) rows.")
-    whole = arrays.empty((bounds[-1], *block.shape[1:]), block.dtype)
+    whole: np.ndarray = arrays.empty((bounds[-1], *block.shape[1:]), block.dtype)
     check_array(whole)
     whole[start:stop] = block
     bounds = _boundaries(counts, _row_size(whole), engine.size)

@@ -11,20 +11,24 @@ import threading
 import time
 from bisect import insort
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from hpcnn import arrays
+from hpcnn.arrays import Array
 from hpcnn.comm.background import Background
-from hpcnn.comm.collective import Collective, OfLibrary, Scheduled
+from hpcnn.comm.collective import Collective, OfLibrary, Scheduled, check_fits
 from hpcnn.comm.counters import Communication, Traffic
 from hpcnn.comm.library import load, node_map
 from hpcnn.comm.small import SMALL_BYTES, SMALL_TYPES, run_small, scratch_bytes
+from hpcnn.comm.staging import WHOLE, Staged, Touched, touched
 from hpcnn.comm.verdict import Waiting
 from hpcnn.comm.wait import Patience
 from hpcnn.comm.watchdog import Watchdog
 from hpcnn.errors import CommError
+from hpcnn.gpu import Copies, CopyStream, Nccl
 from hpcnn.plan.machine import DEFAULT, LONGEST_SEGMENT_BYTES, Machine
 from hpcnn.plan.schedules import Schedule
 from hpcnn.timeline import OFF, Timeline
@@ -65,6 +69,10 @@ class Engine:
         What links and additions cost, for algorithms that are left to choose; equal on all ranks.
     timeline : Timeline
         Where runs and waits are recorded.
+    copies : Copies or None
+        Between device and host; made with the first collective on a device array.
+    nccl_members : dict of tuple of int to Nccl
+        By their ranks.
     """
 
     def __init__(self, comm: MPI.Intracomm, *, segment_bytes: int = LONGEST_SEGMENT_BYTES) -> None:
@@ -99,13 +107,15 @@ class Engine:
         self._num_waiting = 0
         self._num_runs = 0
         self._watchdog: Watchdog | None = None
+        self.copies: Copies | None = None
+        self.nccl_members: dict[tuple[int, ...], Nccl] = {}
 
     # -- making -----------------------------------------------------------------------------------------------------
 
     def prepare(
         self,
         schedule: Schedule,
-        array: np.ndarray,
+        array: Array,
         *,
         label: str = "",
         priority: int = 0,
@@ -118,8 +128,9 @@ class Engine:
         ----------
         schedule : Schedule
             This rank's schedule, for as many elements as `array` has.
-        array : ndarray
-            C-contiguous and writable, of any shape and number type; equal types on all ranks.
+        array : Array
+            C-contiguous and writable, of any shape and number type; equal types on all ranks. One on a device is staged
+            through the host.
         label : str
             What travels, for people.
         priority : int
@@ -138,13 +149,21 @@ class Engine:
             raise CommError(f"comm: more than {NUM_FIXED_TAGS} collectives are prepared. Use larger buckets.")
         tag = len(self._prepared)
         options = {"label": label, "priority": priority, "wire_type": wire, "round_result": round_result}
-        return self._keep(self._scheduled(schedule, array, tag, **options))
+        return self.keep(
+            self._staged(
+                array,
+                lambda host: self._scheduled(schedule, host, tag, **options),
+                lambda: WHOLE if round_result and wire != "fp32" else touched(schedule, rounds=wire != "fp32"),
+            )
+        )
 
     def prepare_of_library(
         self,
-        begin: Callable[[MPI.Intracomm], MPI.Request],
-        end: Callable[[], None] = lambda: None,
+        array: Array,
+        begin: Callable[[MPI.Intracomm, np.ndarray], MPI.Request],
+        end: Callable[[np.ndarray], None] = lambda _: None,
         *,
+        parts: Touched,
         label: str = "",
         priority: int = 0,
         traffic: Traffic = Traffic(),  # noqa: B008 - frozen
@@ -152,39 +171,54 @@ class Engine:
     ) -> Collective:
         """Return a collective that starts by `begin`, on a communicator of its own, and ends by `end` (collective).
 
-        The communicator has `ranks`, or all; every rank must be in one such group.
+        Both get the array, flat and on the host; of one on a device, `parts` says what they read and write. The
+        communicator has `ranks`, or all; every rank must be in one such group.
         """
         own = cast("MPI.Intracomm", self.comm.Split(0 if ranks is None else min(ranks), self.rank))
-        return self._keep(OfLibrary(self, lambda: begin(own), end, label, priority, traffic))
 
-    def _keep(self, collective: Collective) -> Collective:
+        def make(host: np.ndarray) -> Collective:
+            return OfLibrary(self, lambda: begin(own, host), lambda: end(host), label, priority, traffic)
+
+        return self.keep(self._staged(array, make, lambda: parts))
+
+    def _staged(
+        self, array: Array, make: Callable[[np.ndarray], Collective], parts: Callable[[], Touched]
+    ) -> Collective:
+        """Return the collective that `make` makes of a host array, on an array wherever it lives."""
+        return Staged(self, self.device_copies(), array, make, parts()) if arrays.on_device(array) else make(array)
+
+    def device_copies(self) -> Copies:
+        """Return `copies`, made if need be."""
+        if self.copies is None:
+            self.copies = CopyStream()
+        return self.copies
+
+    def keep(self, collective: Collective) -> Collective:
+        """Return a prepared collective, having numbered it."""
         collective.index = len(self._prepared)
         self._prepared.append(collective)
         return collective
 
     def _scheduled(self, schedule: Schedule, array: np.ndarray, tag: int, **options: object) -> Scheduled:
-        self._check(schedule, array)
+        check_fits(schedule, array)
         return Scheduled(self, schedule, array, tag, **options)  # type: ignore[arg-type]
-
-    @staticmethod
-    def _check(schedule: Schedule, array: np.ndarray) -> None:
-        check_array(array)
-        if array.size != schedule.count:
-            raise CommError(
-                f"comm: array (={array.size} elements) and schedule (={schedule.count} elements) must be equally long."
-            )
 
     # -- running ----------------------------------------------------------------------------------------------------
 
-    def run(self, schedule: Schedule, array: np.ndarray, label: str = "") -> None:
+    def run(self, schedule: Schedule, array: Array, label: str = "") -> None:
         """Run a schedule once, in place on `array`, and return when this rank has done its part (collective).
 
         All ranks must run the same schedules in the same order. Parameters and errors are those of `prepare`.
         """
+        if arrays.on_device(array):
+            host = arrays.to_host(array)
+            self.run(schedule, host, label)
+            arrays.overwrite(array, host)
+            return
         tag = self._next_tag
         self._next_tag = tag + 1 if tag + 1 < self._num_tags else NUM_FIXED_TAGS
         self._num_runs += 1
-        self._check(schedule, array)
+        check_fits(schedule, array)
         if array.nbytes <= SMALL_BYTES and array.dtype.char in SMALL_TYPES and not self._active:
             self._run_small(schedule, array, tag, label)
             return
@@ -224,7 +258,7 @@ class Engine:
                 self._busy_since = collective.started_at
             self._num_messages += collective.traffic.num_messages
             self._num_bytes += collective.traffic.num_bytes
-            insort(self._active, collective, key=_priority)
+            insort(self._active, collective, key=attrgetter("priority"))
             if collective.done:
                 self._retire()
         if self._background is not None:
@@ -364,20 +398,3 @@ class Engine:
             self._background.close()
             self._background = None
         self.comm.Free()
-
-
-def _priority(collective: Collective) -> int:
-    return collective.priority
-
-
-def check_array(array: np.ndarray) -> None:
-    """Raise CommError unless `array` can be summed and stored in place."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iufc" or not array.dtype.isnative:
-        what = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise CommError(f"comm: cannot exchange {what}; it must be a NumPy array of native integers or floats.")
-    flags = array.flags
-    if not (flags.c_contiguous and flags.writeable):
-        raise CommError(
-            f"comm: array of shape {array.shape} is not contiguous or not writable; collectives work in place."
-            " Pass a copy: np.array(x, order='C')."
-        )

@@ -48,6 +48,7 @@ def prepare(
     back: str = "",
     algorithm: str = "auto",
     priority: int = 0,
+    like: Array | None = None,
 ) -> Mover:
     """Return a movement's mover (collective).
 
@@ -67,12 +68,14 @@ def prepare(
         For an all-gather and its reduce-scatter.
     priority : int
         See `Engine.prepare`.
+    like : Array, optional
+        The tensor lives where this one does; left out, on the host.
     """
     labels = label, back or f"gradient of {label}"
     bounds = movement.gathered()
     if bounds is not None:
-        return _Gather(engine, movement, dtype, bounds, algorithm, labels, priority)
-    return _Parcels(engine, movement, dtype, labels, priority)
+        return _Gather(engine, movement, dtype, bounds, algorithm, labels, priority, like)
+    return _Parcels(engine, movement, dtype, labels, priority, like)
 
 
 class _Gather:
@@ -91,6 +94,7 @@ class _Gather:
         algorithm: str,
         labels: tuple[str, str],
         priority: int,
+        like: Array | None,
     ) -> None:
         whole = movement.target[0]
         self._shape = extent(whole)
@@ -106,7 +110,7 @@ class _Gather:
             if volume(box)
         )
         # The reader keeps what it got until it has its weights' gradient, which may be after gradients went back.
-        self._there, self._back = (arrays.empty(bounds[-1], dtype) for _ in range(2))
+        self._there, self._back = (arrays.empty(bounds[-1], dtype, like=like) for _ in range(2))
         self._mine = slice(*bounds[engine.rank : engine.rank + 2])
         self._gather = prepare_allgather(engine, self._there, bounds, algorithm, label=labels[0], priority=priority)
         self._sum = prepare_reduce_scatter(engine, self._back, bounds, algorithm, label=labels[1], priority=priority)
@@ -119,7 +123,7 @@ class _Gather:
         self._gather.wait()
         if self._rows:
             return self._there.reshape(self._shape)
-        needed = arrays.empty(self._shape, self._there.dtype)
+        needed = arrays.empty(self._shape, self._there.dtype, like=self._there)
         for piece, place, shape in self._pieces:
             needed[place] = self._there[piece].reshape(shape)
         return needed
@@ -138,14 +142,20 @@ class _Parcels:
     """Boxes that go straight from their owner to whoever needs them, all at once."""
 
     def __init__(
-        self, engine: Engine, movement: Movement, dtype: np.dtype, labels: tuple[str, str], priority: int
+        self,
+        engine: Engine,
+        movement: Movement,
+        dtype: np.dtype,
+        labels: tuple[str, str],
+        priority: int,
+        like: Array | None,
     ) -> None:
         rank = engine.rank
         self._source, self._target = movement.source[rank], movement.target[rank]
         self._kept = movement.kept(rank)
         sends, receives = movement.sends(rank), movement.receives(rank)
         bounds = list(accumulate((volume(parcel.box) for parcel in (*sends, *receives)), initial=0))
-        self._staging = arrays.empty(bounds[-1], dtype)
+        self._staging = arrays.empty(bounds[-1], dtype, like=like)
         self._away = [(p, self._piece(p, bounds[i])) for i, p in enumerate(sends)]
         self._home = [(p, self._piece(p, bounds[len(sends) + i])) for i, p in enumerate(receives)]
         away = tuple(Transfer(p.peer, *bounds[i : i + 2]) for i, p in enumerate(sends))
@@ -164,7 +174,7 @@ class _Parcels:
         self._there.start()
 
     def finish(self, owned: Array) -> Array:
-        needed = arrays.empty(extent(self._target), self._staging.dtype)
+        needed = arrays.empty(extent(self._target), self._staging.dtype, like=self._staging)
         if volume(self._kept):
             needed[within(self._kept, self._target)] = owned[within(self._kept, self._source)]
         self._there.wait()

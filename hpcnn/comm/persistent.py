@@ -13,10 +13,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from hpcnn.arrays import Array
+from hpcnn.comm import nccl
 from hpcnn.comm.collective import Collective
 from hpcnn.comm.counters import Traffic
 from hpcnn.comm.engine import Engine
 from hpcnn.comm.library import load
+from hpcnn.comm.staging import WHOLE, Touched
 from hpcnn.comm.wire import wire_itemsize
 from hpcnn.errors import CommError
 from hpcnn.plan import choice, schedules
@@ -26,7 +29,7 @@ from hpcnn.plan.schedules.schedule import mapped
 
 def prepare_allreduce(
     engine: Engine,
-    array: np.ndarray,
+    array: Array,
     algorithm: str = "auto",
     *,
     label: str = "",
@@ -40,10 +43,10 @@ def prepare_allreduce(
     ----------
     engine : Engine
         Carries it on.
-    array : ndarray, shape (count,)
-        Summed in place.
+    array : Array, shape (count,)
+        Summed in place; on the host or on a device.
     algorithm : str
-        "auto", "butterfly", "halving-doubling", "ring", "hierarchical" or "mpi".
+        "auto", "butterfly", "halving-doubling", "ring", "hierarchical", "mpi" or "nccl".
     label, priority, wire
         See `Engine.prepare`.
     ranks : sequence of int, optional
@@ -52,15 +55,20 @@ def prepare_allreduce(
     Raises
     ------
     CommError
-        If the array cannot be summed in place, or the algorithm "mpi" is to send another type than the array's.
+        If the array cannot be summed in place, the algorithm "mpi" is to send another type than the array's, or "nccl"
+        finds no GPU for each rank.
     PlanError
         If the algorithm is unknown.
     """
+    if algorithm == "nccl":
+        return nccl.prepare(engine, array, label=label, priority=priority, ranks=ranks)
     if algorithm == "mpi":
         _refuse_narrow(wire)
         in_place = load().IN_PLACE
         return engine.prepare_of_library(
-            lambda comm: comm.Iallreduce(in_place, array),
+            array,
+            lambda comm, host: comm.Iallreduce(in_place, host),
+            parts=WHOLE,
             label=label,
             priority=priority,
             traffic=Traffic(1, array.nbytes),
@@ -82,7 +90,7 @@ def prepare_allreduce(
 
 def prepare_reduce_scatter(
     engine: Engine,
-    array: np.ndarray,
+    array: Array,
     boundaries: Sequence[int],
     algorithm: str = "auto",
     *,
@@ -100,11 +108,13 @@ def prepare_reduce_scatter(
     if algorithm == "mpi":
         _refuse_narrow(wire)
         sizes = [stop - start for start, stop in pairwise(boundaries)]
-        mine = array[boundaries[rank] : boundaries[rank + 1]]
-        result = np.empty_like(mine)
+        mine = slice(boundaries[rank], boundaries[rank + 1])
+        result = np.empty(sizes[rank], array.dtype)
         return engine.prepare_of_library(
-            lambda comm: comm.Ireduce_scatter(array, result, sizes),
-            lambda: np.copyto(mine, result),
+            array,
+            lambda comm, host: comm.Ireduce_scatter(host, result, sizes),
+            lambda host: np.copyto(host[mine], result),
+            parts=Touched(WHOLE.reads, (mine,)),
             label=label,
             priority=priority,
             traffic=Traffic(1, array.nbytes),
@@ -117,7 +127,7 @@ def prepare_reduce_scatter(
 
 def prepare_allgather(
     engine: Engine,
-    array: np.ndarray,
+    array: Array,
     boundaries: Sequence[int],
     algorithm: str = "auto",
     *,
@@ -135,9 +145,11 @@ def prepare_allgather(
         _refuse_narrow(wire)
         mpi = load()
         sizes = [stop - start for start, stop in pairwise(boundaries)]
-        whole = [array, sizes, list(boundaries[:-1]), mpi._typedict[array.dtype.char]]
+        places, kind = list(boundaries[:-1]), mpi._typedict[array.dtype.char]
         return engine.prepare_of_library(
-            lambda comm: comm.Iallgatherv(mpi.IN_PLACE, whole),
+            array,
+            lambda comm, host: comm.Iallgatherv(mpi.IN_PLACE, [host, sizes, places, kind]),
+            parts=Touched((slice(boundaries[rank], boundaries[rank + 1]),), WHOLE.writes),
             label=label,
             priority=priority,
             traffic=Traffic(1, sizes[rank] * array.itemsize),
@@ -150,7 +162,7 @@ def prepare_allgather(
 
 def prepare_alltoall(
     engine: Engine,
-    work: np.ndarray,
+    work: Array,
     counts: Sequence[Sequence[int]],
     *,
     label: str = "",
@@ -178,7 +190,7 @@ def within(engine: Engine, ranks: Sequence[int] | None) -> tuple[int, int, tuple
 
 
 def _block_algorithm(
-    engine: Engine, algorithm: str, kind: str, array: np.ndarray, wire: str, size: int, nodes: tuple[int, ...]
+    engine: Engine, algorithm: str, kind: str, array: Array, wire: str, size: int, nodes: tuple[int, ...]
 ) -> str:
     if algorithm == "halving-doubling":
         return "butterfly"

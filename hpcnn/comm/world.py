@@ -16,9 +16,10 @@ import numpy as np
 
 from hpcnn.comm import abort
 from hpcnn.comm.abort import run_and_exit as run_and_exit
+from hpcnn.comm.collective import check_array
 from hpcnn.comm.collectives import engine_of
 from hpcnn.comm.counters import Communication
-from hpcnn.comm.engine import Engine, check_array
+from hpcnn.comm.engine import Engine
 from hpcnn.comm.library import NodeShare, load, node_share
 from hpcnn.comm.verdict import Waiting, name_ranks
 from hpcnn.comm.wait import Patience, wait

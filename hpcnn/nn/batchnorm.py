@@ -7,8 +7,8 @@ from math import prod
 
 import numpy as np
 
-from hpcnn import ops
-from hpcnn.arrays import Array, array_module
+from hpcnn import arrays, ops
+from hpcnn.arrays import Array
 from hpcnn.nn.context import StepContext
 from hpcnn.nn.layer import Layer, Narrow, Saved
 from hpcnn.nn.parameter import ParameterSet
@@ -44,11 +44,11 @@ class BatchNorm(Layer[BatchNormSpec]):
         if count == 0:
             if context.reduce_sum is not None:
                 nothing = np.zeros(self.spec.input_shape[-1])
-                self._track(*_combine(nothing, nothing, 0, context.reduce_sum))
+                self._track(*_combine(nothing, nothing, 0, context.reduce_sum, like=x))
             return x, None
         statistics = None
         if context.reduce_sum is not None:
-            mean, var, count = _combine(*ops.batchnorm_statistics(x), count, context.reduce_sum)
+            mean, var, count = _combine(*ops.batchnorm_statistics(x), count, context.reduce_sum, like=x)
             statistics = (mean, var)
         y, mean, var, mask = self._normalise(x, statistics)
         self._track(mean, var, count)
@@ -98,15 +98,18 @@ class BatchNorm(Layer[BatchNormSpec]):
             running += momentum * (batch - running)
 
 
-def _combine(mean: Array, var: Array, count: int, reduce_sum: Callable[[Array], None]) -> tuple[Array, Array, int]:
+def _combine(
+    mean: Array, var: Array, count: int, reduce_sum: Callable[[np.ndarray], None], *, like: Array
+) -> tuple[Array, Array, int]:
     """Return the mean, biased variance and count over everyone from each one's own (collective).
 
-    One sum of float64 numbers: counts, sums, and sums of squares as count * (var + mean^2).
+    One sum of float64 numbers: counts, sums, and sums of squares as count * (var + mean^2). They meet on the host,
+    where the ranks exchange them; the results live where `like` does.
     """
-    mean, var = mean.astype(np.float64), var.astype(np.float64)
-    xp = array_module(mean)
-    packed = xp.concatenate([xp.full(1, count, np.float64), count * mean, count * (var + mean * mean)])
+    mean, var = (arrays.to_host(one).astype(np.float64) for one in (mean, var))
+    packed = np.concatenate([np.full(1, count, np.float64), count * mean, count * (var + mean * mean)])
     reduce_sum(packed)
     total = packed[0]
-    mean, square = xp.split(packed[1:] / total, 2)
-    return mean, xp.maximum(square - mean * mean, 0.0), round(float(total))
+    mean, square = np.split(packed[1:] / total, 2)
+    var = np.maximum(square - mean * mean, 0.0)
+    return arrays.to_device(mean, like), arrays.to_device(var, like), round(float(total))

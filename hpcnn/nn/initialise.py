@@ -21,8 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hpcnn import rng
-from hpcnn.arrays import Array
+from hpcnn import arrays, rng
 from hpcnn.geometry import Block, slices
 from hpcnn.nn.parameter import ParameterSet, assign
 from hpcnn.ops import LEAKY_SLOPE
@@ -41,25 +40,32 @@ def initialise(
     tensors : sequence of dict of str to tuple of Block
         Where that lies in the whole one, layer by layer and by short name.
     """
+    on_host = arrays.on_host(parameters.values)
+    flat = parameters.values if on_host else arrays.empty(parameters.values.shape, parameters.values.dtype)
     for layer, own in zip(model.layers, tensors, strict=True):
         for short, shape in layer.parameters.items():
-            parameter = parameters[f"{layer.name}/{short}"]
+            name = f"{layer.name}/{short}"
+            value = parameters.view(flat, name)
             match short:
                 case "weight":
-                    stream = rng.generator(seed, f"initialise:{parameter.name}")
-                    if parameter.value.shape == shape:
-                        _draw(parameter.value, stream, layer, model)
+                    stream = rng.generator(seed, f"initialise:{name}")
+                    if value.shape == shape:
+                        _draw(value, stream, layer, model)
                     else:
-                        whole = np.empty(shape, parameter.value.dtype)
+                        whole = np.empty(shape, value.dtype)
                         _draw(whole, stream, layer, model)
-                        parameter.value[...] = whole[slices(own[short])]
+                        value[...] = whole[slices(own[short])]
                 case "gamma":
-                    parameter.value[...] = 1
+                    value[...] = 1
                 case _:
-                    parameter.value[...] = 0
+                    value[...] = 0
+    if not on_host:
+        arrays.overwrite(parameters.values, flat)
 
 
-def he_normal(weight: Array, stream: np.random.Generator, fan: int, activation: Activation | None = "relu") -> None:
+def he_normal(
+    weight: np.ndarray, stream: np.random.Generator, fan: int, activation: Activation | None = "relu"
+) -> None:
     """Fill `weight` with normal numbers of variance 2 / ((1 + slope^2) fan)."""
     slope = LEAKY_SLOPE if activation == "leaky_relu" else 0.0
     numbers = stream.standard_normal(weight.size, dtype=np.float32)
@@ -67,7 +73,7 @@ def he_normal(weight: Array, stream: np.random.Generator, fan: int, activation: 
     _store(weight, numbers)
 
 
-def glorot_uniform(weight: Array, stream: np.random.Generator, fan_in: int, fan_out: int) -> None:
+def glorot_uniform(weight: np.ndarray, stream: np.random.Generator, fan_in: int, fan_out: int) -> None:
     """Fill `weight` with uniform numbers of variance 2 / (fan_in + fan_out)."""
     limit = np.float32(np.sqrt(6.0 / (fan_in + fan_out)))
     numbers = stream.random(weight.size, dtype=np.float32)
@@ -76,7 +82,7 @@ def glorot_uniform(weight: Array, stream: np.random.Generator, fan_in: int, fan_
     _store(weight, numbers)
 
 
-def _draw(weight: Array, stream: np.random.Generator, layer: LayerSpec, model: ModelSpec) -> None:
+def _draw(weight: np.ndarray, stream: np.random.Generator, layer: LayerSpec, model: ModelSpec) -> None:
     fan_in, fan_out = layer.fan
     activation, normalised = _what_follows(layer, model)
     if model.initial_weights == "glorot" or not (activation or normalised):
@@ -100,10 +106,6 @@ def _what_follows(layer: LayerSpec, model: ModelSpec) -> tuple[Activation | None
     return None, False
 
 
-def _store(weight: Array, numbers: np.ndarray) -> None:
-    """Copy drawn numbers into a parameter, of whatever type and device it is."""
-    numbers = numbers.reshape(weight.shape)
-    if isinstance(weight, np.ndarray):
-        assign(weight, numbers)
-    else:
-        weight.set(numbers)
+def _store(weight: np.ndarray, numbers: np.ndarray) -> None:
+    """Copy drawn numbers into a parameter, of whatever type it is."""
+    assign(weight, numbers.reshape(weight.shape))

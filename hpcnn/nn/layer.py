@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-import numpy as np
-
+from hpcnn import arrays
 from hpcnn.arrays import Array, Shape
 from hpcnn.geometry import Block
 from hpcnn.nn.context import StepContext
@@ -46,7 +45,7 @@ class Layer(Generic[S]):
         What the layer is.
     parameters : dict of str to Parameter
         By short name ("weight", "bias").
-    statistics : dict of str to numpy.ndarray
+    statistics : dict of str to Array
         Kept and saved, not trained by gradient; by short name. They start as zeros.
     joint_backward : bool
         Whether `backward_input` yields the parameters' gradients too, so that it must run for every layer and
@@ -61,8 +60,9 @@ class Layer(Generic[S]):
     def __init__(self, spec: S, parameters: ParameterSet) -> None:
         self.spec = spec
         self.parameters: dict[str, Parameter] = {short: parameters[f"{spec.name}/{short}"] for short in spec.parameters}
-        self.statistics: dict[str, np.ndarray] = {
-            short: np.zeros(shape, parameters.values.dtype) for short, shape in spec.statistics.items()
+        self.statistics: dict[str, Array] = {
+            short: arrays.zeros(shape, parameters.values.dtype, like=parameters.values)
+            for short, shape in spec.statistics.items()
         }
 
     def forward(self, inputs: tuple[Array, ...], context: StepContext) -> tuple[Array, Saved]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hpcnn import arrays
-from hpcnn.arrays import Array, Shape
+from hpcnn.arrays import Array, Place, Shape
 from hpcnn.errors import ShapeError
 from hpcnn.spec import LayerSpec
 
@@ -48,6 +48,8 @@ class ParameterSet:
         In layer order, which is the order of the buffers.
     dtype : data type
         float32 to train; float64 serves gradient checks.
+    place : str
+        Where the buffers live.
 
     Attributes
     ----------
@@ -64,13 +66,13 @@ class ParameterSet:
         If two entries have one name.
     """
 
-    def __init__(self, entries: Iterable[tuple[str, Shape, bool]], dtype: Any = np.float32) -> None:
+    def __init__(
+        self, entries: Iterable[tuple[str, Shape, bool]], dtype: Any = np.float32, place: Place = "cpu"
+    ) -> None:
         entries = list(entries)
         count = sum(prod(shape) for _, shape, _ in entries)
-        self.values: Array = arrays.empty(count, dtype)
-        self.grads: Array = arrays.empty(count, dtype)
-        self.values.fill(0)
-        self.grads.fill(0)
+        self.values: Array = arrays.zeros(count, dtype, place=place)
+        self.grads: Array = arrays.zeros(count, dtype, place=place)
         self.parameters: list[Parameter] = []
         self.offsets: dict[str, tuple[int, int]] = {}
         self._shapes: dict[str, Shape] = {}
@@ -85,7 +87,7 @@ class ParameterSet:
         self._by_name = {parameter.name: parameter for parameter in self.parameters}
 
     @classmethod
-    def of(cls, layers: Iterable[LayerSpec], dtype: Any = np.float32) -> ParameterSet:
+    def of(cls, layers: Iterable[LayerSpec], dtype: Any = np.float32, place: Place = "cpu") -> ParameterSet:
         """Return the parameters, all zero, of layers; weights decay, biases and norm parameters do not."""
         return cls(
             (
@@ -94,6 +96,7 @@ class ParameterSet:
                 for short, shape in layer.parameters.items()
             ),
             dtype,
+            place,
         )
 
     def view(self, flat: Array, name: str) -> Array:

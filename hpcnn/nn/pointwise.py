@@ -105,7 +105,7 @@ class Shortcut(Layer[ShortcutSpec]):
         (x,) = inputs
         step_h, step_w = self.spec.stride
         kept = x[:, ::step_h, ::step_w]
-        y = arrays.array_module(x).empty((*kept.shape[:3], self.spec.out_channels), x.dtype)
+        y = arrays.empty((*kept.shape[:3], self.spec.out_channels), x.dtype, like=x)
         y[..., : x.shape[3]] = kept
         y[..., x.shape[3] :] = 0
         return y, x.shape
@@ -117,6 +117,6 @@ class Shortcut(Layer[ShortcutSpec]):
     def backward_input(self, error: Array, saved: Saved, context: StepContext) -> tuple[Array, ...]:
         """Return the gradient, shape (N, H, W, C): zero at the rows and columns that were left out."""
         step_h, step_w = self.spec.stride
-        grad_input = arrays.array_module(error).zeros(saved, error.dtype)
+        grad_input = arrays.zeros(saved, error.dtype, like=error)
         grad_input[:, ::step_h, ::step_w] = error[..., : saved[3]]
         return (grad_input,)

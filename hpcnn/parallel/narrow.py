@@ -112,6 +112,6 @@ def _copy(whole: Box, box: Box, array: Array) -> Array:
     """Return a copy of a box of an array that holds `whole`; the array itself where that is the same."""
     if box == whole:
         return array
-    part = arrays.empty(extent(box), array.dtype)
+    part = arrays.empty(extent(box), array.dtype, like=array)
     part[...] = array[within(box, whole)]
     return part

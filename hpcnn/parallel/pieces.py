@@ -42,7 +42,7 @@ class Pieces:
 
     def begin(self, value: Array, context: StepContext, timeline: Timeline) -> Array:
         """Return the output with its inside computed, given the input as far as this rank has made it."""
-        output = arrays.empty(self.shape, value.dtype)
+        output = arrays.empty(self.shape, value.dtype, like=value)
         with timeline.span(f"{self.layer.spec.name} forward, inside", "compute"):
             _compute(self.inside, value, output, context)
         return output

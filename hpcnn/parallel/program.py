@@ -17,6 +17,7 @@ from hpcnn.arrays import Array
 from hpcnn.comm.collectives import allreduce
 from hpcnn.comm.world import World
 from hpcnn.errors import PlanError
+from hpcnn.gpu import Copies, CopyStream, Upload, Uploads
 from hpcnn.nn.context import StepContext
 from hpcnn.nn.layer import Layer
 from hpcnn.nn.loss import SoftmaxCrossEntropy
@@ -26,6 +27,7 @@ from hpcnn.parallel.exchange import Exchange, Update
 from hpcnn.parallel.narrow import Narrower
 from hpcnn.parallel.route import Border, Route, make_route
 from hpcnn.parallel.turns import Turns, make_turns
+from hpcnn.parallel.widen import cast
 from hpcnn.plan.layout import Box, extent, volume
 from hpcnn.plan.planner import Plan
 from hpcnn.spec import INPUT, BatchNormSpec
@@ -68,6 +70,11 @@ class Program:
         Batch-norm statistics of the global batch (True) or of this rank's samples.
     algorithm : str
         Of all-gathers and reduce-scatters between layers.
+
+    Attributes
+    ----------
+    copies : Copies or None
+        Bring images to a GPU; None: a stream of their own, made with the first.
     """
 
     def __init__(
@@ -91,12 +98,15 @@ class Program:
         self.exchange = exchange
         self.operations = compile_operations(model, make_turns(model, plan, world.rank))
         self.timeline: Timeline = OFF
+        self.copies: Copies | None = None
+        self._uploads: Uploads | None = None
         self._makers = {operation.output: index for index, operation in enumerate(self.operations)}
         self._loss = SoftmaxCrossEntropy(label_smoothing)
         self._sync_batchnorm = sync_batchnorm
         self._algorithm = algorithm
         self._routes: dict[int, Route] = {}
         self._cut = plan.cut
+        self._refuse_narrow()
         for layer, (_, layout) in zip(model.spec.layers, plan.layouts, strict=True):
             local = layout.height * layout.width == 1 and layout.ranks == plan.ranks
             local = local and layout.sample <= plan.global_batch
@@ -105,6 +115,18 @@ class Program:
                     f"plan: layer '{layer.name}' is a batch norm with a grid {layout.grid} of tiles, or one that leaves"
                     f" some of {plan.ranks} ranks without samples: its statistics must be those of the whole batch."
                     " Set model.sync_batchnorm = true."
+                )
+
+    def _refuse_narrow(self) -> None:
+        """Raise PlanError for what is not proven right with 16-bit activations: sums of parts, and turns."""
+        if self.model.activation.itemsize >= 4:
+            return
+        for operation in self.operations:
+            if isinstance(operation.layer, PartialSum | Turns):
+                raise PlanError(
+                    f"plan: layer '{operation.output}' adds up parts, by input channels or in turns, which needs"
+                    f' activations of 32 bits (these are {self.model.activation}). Set train.compute = "tf32", or'
+                    " another plan."
                 )
 
     def context(self, *, training: bool, seed: int, step: int, samples: np.ndarray, global_batch: int) -> StepContext:
@@ -127,7 +149,7 @@ class Program:
 
     def train_step(
         self,
-        images: Array,
+        images: np.ndarray | Upload,
         labels: Array,
         context: StepContext,
         update: Update,
@@ -139,7 +161,7 @@ class Program:
 
         Parameters
         ----------
-        images : Array, shape (n, H, W, C)
+        images : ndarray, shape (n, H, W, C), or what `upload` made of it
             This rank's samples.
         labels : Array of int, shape (n,)
         between : callable
@@ -161,7 +183,26 @@ class Program:
         self.exchange.end_backward()
         return loss, num_correct
 
-    def predict(self, images: Array, context: StepContext) -> Array:
+    def upload(self, images: np.ndarray) -> np.ndarray | Upload:
+        """Begin to bring images to where the model computes, and return what the steps take instead of them.
+
+        They are on their way while the caller goes on; `images` may change afterwards.
+        """
+        like = self.model.parameters.values
+        if arrays.on_host(like):
+            return images
+        if self._uploads is None:
+            self._uploads = Uploads(CopyStream() if self.copies is None else self.copies, like)
+        return self._uploads.begin(images)
+
+    def _input(self, images: np.ndarray | Upload) -> Array:
+        """Return the images where the model computes, as activations."""
+        x = images if isinstance(images, Upload) else self.upload(images)
+        if isinstance(x, Upload):
+            return cast(x.array(), self.model.activation)
+        return x.astype(self.model.activation, copy=False)
+
+    def predict(self, images: np.ndarray | Upload, context: StepContext) -> Array:
         """Return the logits of this rank's samples, with running statistics and no dropout (collective).
 
         Returns
@@ -171,7 +212,7 @@ class Program:
         """
         return self._forward(images, context, self.route(len(context.samples)))[0]
 
-    def evaluate(self, images: Array, labels: Array, context: StepContext) -> tuple[float, int]:
+    def evaluate(self, images: np.ndarray | Upload, labels: Array, context: StepContext) -> tuple[float, int]:
         """Return this rank's share of the loss, divided by the context's global batch, and its correct answers.
 
         Arguments are those of `train_step` (collective).
@@ -219,9 +260,9 @@ class Program:
             known = replace(known, reduce_sum=None if alone else partial(self.sum_over_ranks, cut=cut))
         return known
 
-    def _forward(self, images: Array, context: StepContext, route: Route) -> tuple[Array, list[object]]:
+    def _forward(self, images: np.ndarray | Upload, context: StepContext, route: Route) -> tuple[Array, list[object]]:
         """Return the logits of this rank's share of the loss, and what each operation saved."""
-        values: dict[str, Array] = {INPUT: images.astype(self.model.parameters.values.dtype, copy=False)}
+        values: dict[str, Array] = {INPUT: self._input(images)}
         saved: list[object] = []
         narrower = Narrower(route.cuts, values)
         for operation in self.operations:
@@ -258,7 +299,7 @@ class Program:
             with self.timeline.span(f"{name} forward", "compute"):
                 output, kept = layer.forward(inputs, self._of_box(context, name, box))
         else:
-            output = arrays.empty(extent(box), inputs[0].dtype)
+            output = arrays.empty(extent(box), inputs[0].dtype, like=inputs[0])
         if isinstance(layer, PartialSum):
             return layer.complete(route.sums[name].complete(output), kept)
         return output, kept

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from hpcnn import arrays
 from hpcnn.arrays import Array
 from hpcnn.comm import movement
@@ -21,6 +23,7 @@ from hpcnn.nn.layer import Layer
 from hpcnn.nn.model import Model
 from hpcnn.parallel.narrow import Cuts, make_cuts
 from hpcnn.parallel.pieces import Pieces, make_pieces, padded
+from hpcnn.parallel.widen import Widened
 from hpcnn.plan.layout import Box, extent, within
 from hpcnn.plan.movement import Movement
 from hpcnn.plan.placement import Placement
@@ -97,7 +100,7 @@ class Border:
         """Return the gradient of the value that this rank has, as far as this border knows; `grad` is as before."""
         if self._back is None and self._fills:
             return grad
-        total = arrays.empty(self._shape, grad.dtype)
+        total = arrays.empty(self._shape, grad.dtype, like=grad)
         if not self._fills:
             total.fill(0)
         if self._back is not None:
@@ -124,7 +127,7 @@ class PartialSums:
 
     def complete(self, partial: Array) -> Array:
         """Return the sums that this rank owns, from everyone's partial ones."""
-        sums = arrays.empty(self._shape, partial.dtype)
+        sums = arrays.empty(self._shape, partial.dtype, like=partial)
         self._mover.start_back(partial)
         self._mover.finish_back(partial, sums)
         return sums
@@ -170,7 +173,13 @@ def make_route(model: Model, placement: Placement, world: World, algorithm: str,
     overlap : bool
         Whether movements get on while this rank computes.
     """
-    rank, layers, dtype = world.rank, placement.layers, model.parameters.values.dtype
+    rank, layers = world.rank, placement.layers
+
+    def mover(way: Movement, label: str, back: str = "") -> Mover:
+        narrow, like = model.activation.itemsize < 4, model.parameters.values
+        dtype = np.dtype(np.float32) if narrow else model.activation
+        made = movement.prepare(world.engine, way, dtype, label=label, back=back, algorithm=algorithm, like=like)
+        return Widened(made, model.activation) if narrow else made
 
     def border(source: str, reader: str, needed: Boxes, reached: Boxes, *, moved: bool, settled: bool) -> Border:
         if source == INPUT:
@@ -179,8 +188,7 @@ def make_route(model: Model, placement: Placement, world: World, algorithm: str,
         place = layers[source]
 
         def prepare(boxes: Boxes) -> Mover:
-            way, label = Movement(place.owned, boxes), f"{source} to {reader}"
-            return movement.prepare(world.engine, way, dtype, label=label, algorithm=algorithm)
+            return mover(Movement(place.owned, boxes), f"{source} to {reader}")
 
         there = prepare(needed) if moved else None
         back = there if reached == needed and not settled else prepare(reached) if moved or settled else None
@@ -194,9 +202,8 @@ def make_route(model: Model, placement: Placement, world: World, algorithm: str,
     for name, placed in layers.items():
         way = placement.summing(name)
         if way is not None:
-            there, back = f"errors of {name}", f"partial sums of {name}"
-            mover = movement.prepare(world.engine, way, dtype, label=there, back=back, algorithm=algorithm)
-            sums[name] = PartialSums(placed.owned[rank], mover)
+            adder = mover(way, f"errors of {name}", f"partial sums of {name}")
+            sums[name] = PartialSums(placed.owned[rank], adder)
     borders = {
         layer.name: tuple(
             border(source, layer.name, placed.needed, placed.reached, moved=moved, settled=settled)

@@ -55,7 +55,7 @@ class Turns(Layer[GroupSpec]):
         (x,) = inputs
         if not x.size:  # the batch is too small for this rank
             return x, x
-        y = arrays.empty((len(x), *self._made_shape), x.dtype)
+        y = arrays.empty((len(x), *self._made_shape), x.dtype, like=x)
         for turn in self._turns:
             y[turn.makes] = turn.forward(x, context)
         return y, (x if context.training else None)
@@ -67,8 +67,7 @@ class Turns(Layer[GroupSpec]):
             for parameter in self.parameters.values():
                 parameter.grad.fill(0)
             return (error.reshape(x.shape),) if self.spec.goes_back(0) else ()
-        total = arrays.empty(x.shape if self.spec.goes_back(0) else 0, x.dtype)
-        total.fill(0)
+        total = arrays.zeros(x.shape if self.spec.goes_back(0) else 0, x.dtype, like=x)
         for turn in self._turns:
             grad = turn.backward(x, error, context)
             if grad is not None:
@@ -146,15 +145,16 @@ def _tile(x: Array, where: tuple[slice, ...]) -> Array:
     view = x[where]
     if view.flags.c_contiguous:
         return view
-    tile = arrays.empty(view.shape, view.dtype)
+    tile = arrays.empty(view.shape, view.dtype, like=x)
     tile[...] = view
     return tile
 
 
 def _gradients_apart(spec: GroupSpec, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
     """Return the parameters with gradients in one place for all layers, of which one is added up at a time."""
-    dtype = next((parameter.grad.dtype for parameter in parameters.values()), None)
-    room = arrays.empty(max(layer.num_parameters for layer in spec.layers), dtype)
+    like = next((parameter.grad for parameter in parameters.values()), None)
+    dtype = None if like is None else like.dtype
+    room = arrays.empty(max(layer.num_parameters for layer in spec.layers), dtype, like=like)
     found = {}
     for layer in spec.layers:
         start = 0

@@ -1,7 +1,7 @@
 """Global tensors of a model of which each rank has parts: gathered for checkpoints, and cut out of them.
 
-State on disk has no ranks in it, so a run may go on with another plan. Where a plan cuts no parameters, what a rank
-has is the whole already, and nothing is copied.
+State on disk has no ranks in it, so a run may go on with another plan, and no device: global tensors are on the host.
+Where a plan cuts no parameters, and they are on the host, what a rank has is the whole already, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class Whole:
 
         Of parts that several ranks have, the first one's counts. Other ranks get what they have.
         """
-        parameters = self._model.parameters
+        parameters, flat = self._model.parameters, arrays.to_host(flat)
         return self._gather({one.name: parameters.view(flat, one.name) for one in parameters.parameters})
 
     def statistics(self) -> dict[str, np.ndarray]:
         """Return, on rank 0, the global statistics, in the same way (collective)."""
-        return self._gather(self._model.statistics)
+        return self._gather({name: arrays.to_host(own) for name, own in self._model.statistics.items()})
 
     def _gather(self, mine: dict[str, Array]) -> dict[str, Array]:
         if not self.is_cut:
@@ -95,32 +95,40 @@ class Whole:
             whole[name][place] = part
         return whole
 
-    def room(self, state: Mapping[str, Array], statistics: Mapping[str, np.ndarray]) -> Room:
-        """Return where to put global parameters, and such state and statistics; the model's own if nothing is cut."""
+    @property
+    def is_here(self) -> bool:
+        """Whether what this rank has is the whole, on the host."""
+        return not self.is_cut and arrays.on_host(self._model.parameters.values)
+
+    def room(self, state: Mapping[str, Array], statistics: Mapping[str, Array]) -> Room:
+        """Return where to put global parameters, and such state and statistics; the own if that is the whole."""
         model = self._model
-        if not self.is_cut:
+        if self.is_here:
             return Room(model.parameters, state, statistics)
         parameters = ParameterSet.of(model.spec.layers, model.parameters.values.dtype)
         slots = {slot: arrays.empty(parameters.values.shape, flat.dtype) for slot, flat in state.items()}
         kept = {
-            name: arrays.empty(self._cuts[name].shape, own.dtype) if name in self._cuts else own
+            name: arrays.empty(self._cuts[name].shape if name in self._cuts else own.shape, own.dtype)
             for name, own in statistics.items()
         }
         return Room(parameters, slots, kept)
 
     def take(self, room: Room, state: Mapping[str, Array]) -> None:
         """Cut this rank's parts out of what `room` returned and everybody has by now."""
-        if not self.is_cut:
+        if self.is_here:
             return
         own = self._model.parameters
         pairs = [(room.parameters.values, own.values)]
         pairs += [(room.state[slot], state[slot]) for slot in room.state]
         for source, target in pairs:
+            flat = target if arrays.on_host(target) else arrays.empty(target.shape, target.dtype)
             for parameter in own.parameters:
                 found = room.parameters.view(source, parameter.name)
-                assign(own.view(target, parameter.name), self._part(parameter.name, found))
+                assign(own.view(flat, parameter.name), self._part(parameter.name, found))
+            if flat is not target:
+                arrays.overwrite(target, flat)
         for name, found in room.statistics.items():
-            self._model.statistics[name][...] = self._part(name, found)
+            arrays.overwrite(self._model.statistics[name], self._part(name, found))
 
     def _part(self, name: str, found: Array) -> Array:
         return found[self._cuts[name].place] if name in self._cuts else found

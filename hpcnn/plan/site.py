@@ -48,7 +48,7 @@ class Site:
     nodes : tuple of int
         The node of every rank.
     algorithm : str
-        `exchange.algorithm`; the MPI library's own is priced as the cheapest of ours.
+        `exchange.algorithm`; the MPI library's own, and NVIDIA's, are priced as the cheapest of ours.
     overlap, lazy : bool
         Whether messages travel beside the computation, and layers wait for their own parameters only.
     sync_batchnorm : bool
@@ -72,7 +72,7 @@ class Site:
         return cls(
             machine=machine,
             nodes=nodes,
-            algorithm=exchange.algorithm,
+            algorithm="auto" if exchange.algorithm == "nccl" else exchange.algorithm,
             overlap=exchange.overlap,
             lazy=exchange.wait == "layer",
             sync_batchnorm=config.model.sync_batchnorm,

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from hpcnn.data.loader import Batch
 from hpcnn.errors import HpcnnError
+from hpcnn.gpu import Upload
 from hpcnn.timeline import Timeline
 
 
 class Feed:
-    """The next batch of a loader, or the error that came instead, and how long the step waited for it."""
+    """The next batch of a loader, or the error that came instead, and how long the step waited for it.
 
-    def __init__(self, batches: Iterator[Batch], timeline: Timeline) -> None:
+    Attributes
+    ----------
+    batch : Batch
+        The one to train with.
+    images : ndarray or Upload
+        Its images, on their way to where they are needed.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[Batch],
+        timeline: Timeline,
+        upload: Callable[[np.ndarray], np.ndarray | Upload] = lambda images: images,
+    ) -> None:
         self.wait_seconds = 0.0
         self.error: HpcnnError | None = None
         self._batches = batches
         self._timeline = timeline
+        self._upload = upload
 
     def fetch(self) -> None:
         """Take the next batch; an error is kept for the ranks to agree on."""
         begin = time.perf_counter()
         try:
             self.batch = next(self._batches)
+            self.images = self._upload(self.batch.images)
         except HpcnnError as error:
             self.error = error
         end = time.perf_counter()

@@ -2,7 +2,9 @@
 
 Every line has `event` and `step`, the number of updates made so far. Events: "step" (epoch loss accuracy lr
 images_per_second step_s compute_s exposed_comm_s hidden_comm_s input_wait_s bytes_sent messages_sent), "epoch" (with
-test results) and "end" (a summary, and peak_memory_bytes of the rank that took most). Communication that the
+test results) and "end" (a summary, and peak_memory_bytes of the rank that took most; with GPUs also
+peak_device_memory_bytes, of the arrays of the rank with most of them). compute_s is the step's time less what was
+waited for other ranks and images: on a GPU too, where the step waits for the loss. Communication that the
 computation waited for is exposed, the rest of the time in which messages were under way is hidden.
 A number that is not finite is written as null, so that every line is JSON.
 """

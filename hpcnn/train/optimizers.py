@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcnn import arrays
 from hpcnn.arrays import Array
 from hpcnn.config import TrainConfig
 from hpcnn.errors import NumericsError
@@ -45,7 +46,10 @@ class Optimizer(ABC):
         self.config = config
         self.parameters = parameters
         self.segments = segments(parameters)
-        self.state: dict[str, Array] = {slot: np.zeros_like(parameters.values) for slot in self.slots}
+        values = parameters.values
+        self.state: dict[str, Array] = {
+            slot: arrays.zeros(values.shape, values.dtype, like=values) for slot in self.slots
+        }
 
     def update(
         self, lr: float, step: int, start: int | None = None, stop: int | None = None, *, scale: float = 1.0

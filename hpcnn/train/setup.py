@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpcnn import config as configuration
+from hpcnn import gpu
 from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.data import DataSet, open_data
@@ -16,6 +18,8 @@ from hpcnn.data.sampler import steps_per_epoch
 from hpcnn.data.sources import check_alike, has_test_images
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
+from hpcnn.ops.backend import set_compute
+from hpcnn.ops.cuda.types import bfloat16
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
 from hpcnn.plan import planner
@@ -67,6 +71,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         The same on every rank: a data set that cannot be opened, a model that does not fit the images, a plan that
         cannot be run.
     """
+    open_device(config, world)
     with world.agreeing():  # one node may not see a file, or read it as damaged
         train_data = open_data(config.data, "train")
         test_data = open_data(config.data, "test") if has_test_images(config.data) else None
@@ -96,7 +101,10 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
     _check_agreement(world, config, spec, plan, buckets)
     per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)
     dtype = np.float64 if config.train.compute == "fp64" else np.float32
-    model = Model(spec, config.train.seed, dtype, plan.parts(spec, world.rank))
+    activation = bfloat16() if config.train.compute == "bf16" else dtype
+    with world.agreeing(), device_errors(config):  # one GPU may have less room than others
+        parts = plan.parts(spec, world.rank)
+        model = Model(spec, config.train.seed, dtype, parts, activation=activation, place=config.device)
     program = Program(
         model,
         plan,
@@ -104,7 +112,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         make_exchange(config.exchange, spec, plan, buckets, model.parameters, world),
         label_smoothing=config.train.label_smoothing,
         sync_batchnorm=config.model.sync_batchnorm,
-        algorithm=config.exchange.algorithm,
+        algorithm="auto" if config.exchange.algorithm == "nccl" else config.exchange.algorithm,
     )
     return Parts(
         config=config,
@@ -115,6 +123,31 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         steps_per_epoch=per_epoch,
         total_steps=config.train.steps or config.train.epochs * per_epoch,
     )
+
+
+def open_device(config: Config, world: World) -> None:
+    """Take this rank's GPU, if the configuration wants one (collective).
+
+    Raises
+    ------
+    DeviceError
+        On every rank, if any has none, or one that cannot be used.
+    """
+    if config.device == "cpu":
+        return
+    from hpcnn.ops.cuda.device import device  # imported here: few runs have a GPU
+    from hpcnn.ops.cuda.gpu import load
+
+    with world.agreeing():
+        load()
+        gpu.choose(world.local_rank)
+        device()
+    set_compute("tf32" if config.train.compute == "tf32" else "fp32")
+
+
+def device_errors(config: Config) -> AbstractContextManager[None]:
+    """Return a context manager that turns what a GPU lacks memory for into DeviceError."""
+    return gpu.out_of_memory() if config.device == "cuda" else nullcontext()
 
 
 def _plan(config: Config, spec: ModelSpec, world: World, plan_text: str | None) -> Plan:

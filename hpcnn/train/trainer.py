@@ -16,6 +16,7 @@ from typing import TextIO
 import numpy as np
 
 from hpcnn import config as configuration
+from hpcnn import gpu
 from hpcnn.arrays import Array
 from hpcnn.comm.engine import URGENT
 from hpcnn.comm.persistent import prepare_allreduce
@@ -99,6 +100,8 @@ class Trainer:
             every_seconds=self.config.log.every_seconds,
         )
         self.timeline = Timeline(num_steps=self.config.log.trace_steps)
+        if self.config.device == "cuda":
+            self.timeline.marks = gpu.Ranges()
         self.program.timeline = self.world.engine.timeline = self.timeline
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
         self.whole = Whole(parts.model, self.program.plan, self.world)
@@ -209,7 +212,7 @@ class Trainer:
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
         with self._progress, self._loader() as loader, StopRequest() as request:
-            feed = Feed(iter(loader), self.timeline)
+            feed = Feed(iter(loader), self.timeline, self.program.upload)
             if self.step < total:
                 feed.fetch()
                 self.world.agree(feed.error)
@@ -229,7 +232,7 @@ class Trainer:
 
     def _step(self, feed: Feed, request: StopRequest) -> str:
         """Make one update; return the reason to stop, if any rank has one."""
-        program, train, batch = self.program, self.config.train, feed.batch
+        program, train, batch, images = self.program, self.config.train, feed.batch, feed.images
         self.world.watchdog.doing = f"step {self.step + 1}"
         begin, before, wait_before = time.perf_counter(), self.world.communication, feed.wait_seconds
         context = program.context(
@@ -244,7 +247,7 @@ class Trainer:
             totals[:] = loss, num_correct, request.requested, feed.error is not None
             self._sum_totals.start()
 
-        program.train_step(batch.images, batch.labels, context, update, between)
+        program.train_step(images, batch.labels, context, update, between)
         self._sum_totals.wait()
         self._check(totals, feed)
         self.step += 1
@@ -371,11 +374,15 @@ class Trainer:
 
     def _finish(self, score: Score | None, stopped: str) -> Outcome:
         """Write the last record and return how the run ended (collective)."""
-        summary, peaks = None, self.world.gather_obj(peak_memory_bytes())
+        on_gpu = self.config.device == "cuda"
+        mine = peak_memory_bytes(), gpu.peak_memory_bytes() if on_gpu else 0
+        summary, peaks = None, self.world.gather_obj(mine)
         if self._metrics is not None and peaks is not None:
             summary = summarise(read(self._metrics.path))
             fields = {} if summary is None else dataclasses.asdict(summary)
-            fields["peak_memory_bytes"] = max(peaks)
+            fields["peak_memory_bytes"] = max(host for host, _ in peaks)
+            if on_gpu:
+                fields["peak_device_memory_bytes"] = max(device for _, device in peaks)
             if score is not None:
                 fields |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
             self._metrics.write("end", self.step, epoch=self._epoch, stopped=stopped, **fields)

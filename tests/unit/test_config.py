@@ -30,7 +30,7 @@ from hpcnn.nn import models
             "must be 'auto' or 'butterfly' or 'halving-doubling' or 'ring' or 'pairwise' or 'hierarchical'",
         ),
         ("train.reproducible=true", "'train.reproducible' (=True): must be False"),
-        ("device=cuda", "'device' (='cuda'): must be 'cpu'"),
+        ("device=gpu", "'device' (='gpu'): must be 'cpu' or 'cuda'"),
         ("plan.preset=hybird", "'plan.preset' (='hybird'): must be 'data' or 'hybrid' or 'hybrid-rows'"),
         ("data.image_shape=[1,2]", "'data.image_shape' (=[1, 2]): expected `array` of length 3"),
         ("train=3", "'train' (=3) must be a section"),
@@ -43,6 +43,32 @@ def test_a_wrong_setting_is_refused_with_its_name_and_the_rule(override: str, me
         configuration.load("lenet5", [override])
     assert message in str(caught.value)
     assert str(caught.value).startswith("config: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.compute=bf16"], "'train.compute' (='bf16') needs a GPU, 'device' is 'cpu'. Set device = \"cuda\""),
+        (["train.compute=tf32"], "'train.compute' (='tf32') needs a GPU"),
+        (["train.compute=fp64", "device=cuda"], "'train.compute' (='fp64') runs on plain NumPy, 'device' is 'cuda'"),
+        (["exchange.algorithm=nccl"], "'exchange.algorithm' (='nccl') needs device = \"cuda\", which is 'cpu'"),
+        (
+            ["device=cuda", "exchange.algorithm=nccl", "exchange.kind=sharded"],
+            "needs exchange.kind = \"allreduce\", which is 'sharded'",
+        ),
+        (["device=cuda", "exchange.algorithm=nccl", "exchange.wire=bf16"], 'needs exchange.wire = "fp32"'),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configuration.load("lenet5", overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("compute", ["fp32", "tf32", "bf16"])
+def test_gpus_compute_in_three_formats(compute: str) -> None:
+    config = configuration.load("lenet5", ["device=cuda", f"train.compute={compute}", "exchange.algorithm=nccl"])
+    assert config.train.compute == compute
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,31 @@ def test_calls_that_record_nothing_cost_less_than_a_microsecond():
         return (time.perf_counter() - begin) / rounds
 
     assert min(seconds_of(1000) for _ in range(20)) < 1e-6
+
+
+class Recorder:
+    """Marks that are kept."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def push(self, name: str) -> None:
+        self.calls.append(f"push {name}")
+
+    def pop(self) -> None:
+        self.calls.append("pop")
+
+    def synchronise(self) -> None:
+        self.calls.append("synchronise")
+
+
+def test_marks_hear_of_every_span_and_the_device_is_waited_for_in_recorded_computation_only() -> None:
+    timeline = Timeline(num_steps=1)
+    timeline.marks = marks = Recorder()
+    for number in range(2):
+        with timeline.step(number), timeline.span("conv", "compute"), timeline.span("wait", "wait"):
+            pass
+    recorded = ["push step 0", "push conv", "push wait", "pop", "synchronise", "pop", "pop"]
+    marked = ["push step 1", "push conv", "push wait", "pop", "pop", "pop"]
+    assert marks.calls == recorded + marked
+    assert [span.name for span in timeline.spans] == ["wait", "conv", "step 0"]

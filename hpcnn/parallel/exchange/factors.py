@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from hpcnn import arrays, geometry, ops
 from hpcnn.arrays import Array
 from hpcnn.comm.collective import Collective
@@ -77,10 +75,10 @@ class FactorsCarrier(Carrier):
         dtype, batch = parameters.values.dtype, samples[-1].stop
         counts = [[block.size * features.size for features in self._features] for block in samples]
         self._places, arrivals = schedules.alltoall_places(rank, counts)
-        self._work = arrays.empty(arrivals[-1], dtype)
+        self._work = arrays.empty(arrivals[-1], dtype, like=parameters.values)
         self._own_place = slice(arrivals[rank], arrivals[rank + 1])
         self._columns = self._work[arrivals[0] : arrivals[-1]].reshape(batch, mine.size)
-        self._errors = arrays.empty((batch, num_out), dtype)
+        self._errors = arrays.empty((batch, num_out), dtype, like=parameters.values)
         self._own_rows = slice(here.start, here.stop)
         rows = [block.start * num_out for block in samples] + [batch * num_out]
         self._inputs_travel = prepare_alltoall(
@@ -138,7 +136,7 @@ class FactorsCarrier(Carrier):
                 self._columns, self._errors, bias=self._bias is not None, out=(self._grad, self._bias)
             )
         elif self._bias is not None:
-            np.sum(self._errors, axis=0, out=self._bias)
+            self._errors.sum(axis=0, out=self._bias)
 
     def publish(self) -> None:
         """Start the all-gather of the updated weights; every rank has updated the bias."""

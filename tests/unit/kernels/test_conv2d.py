@@ -141,7 +141,7 @@ def test_weights_and_gradients_may_lie_anywhere_in_a_flat_vector(device, random,
     case = CASES[2]
     x, weight, bias, grad = case.arrays(random)
     flat = device.upload(np.concatenate([[np.nan], weight.ravel(), [np.nan]]), np.float32)
-    target = device.empty((weight.size + 2,), np.float32)
+    target = device.upload(np.full(weight.size + 2, np.nan, np.float32))
     lying, out = (vector[1:-1].reshape(weight.shape) for vector in (flat, target))
     dx, db, dg = (device.upload(array) for array in (x, bias, grad))
     with products.force(kernel):

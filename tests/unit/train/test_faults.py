@@ -44,6 +44,14 @@ def test_ranks_that_have_read_another_configuration_are_named_before_the_first_s
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_gpu_that_is_not_there_is_reported_once(tmp_path):
+    result = run(tmp_path, "['device=cuda']", 'import sys\nsys.modules["cupy"] = None\n')
+    assert result.returncode != 0
+    (line,) = result.errors
+    assert "gpu: CuPy cannot be imported" in line
+    assert "pip install" in line
+
+
 HANG = """
 import functools, time
 import hpcnn.nn.linear as linear
