@@ -151,7 +151,7 @@ def test_backward_weight(hopper, random, name) -> None:
 
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("compute", ["bf16", "tf32"])
-@pytest.mark.parametrize("tile", PIXEL_TILES)
+@pytest.mark.parametrize("tile", [tile.name for tile in wgmma.PIXEL_TILES if tile.plain])
 def test_forward_of_all_tiles_and_splits(hopper, random, tile, compute, splits) -> None:
     forward(hopper, random, CASES["several tiles"], compute, PIXEL_TILES[tile], splits, "leaky_relu")
 
@@ -160,6 +160,40 @@ def test_forward_of_all_tiles_and_splits(hopper, random, tile, compute, splits) 
 @pytest.mark.parametrize("tile", WEIGHT_TILES)
 def test_backward_weight_of_all_tiles_and_splits(hopper, random, tile, splits) -> None:
     backward_weight(hopper, random, CASES["several tiles"], WEIGHT_TILES[tile], splits)
+
+
+# Several tiles for each cluster and each group, and clusters of which some blocks are behind the last row or column.
+SHARED = {
+    "rows behind the last": Case((3, 25, 24, 64), 72, window=(1, 3), padding=((0, 0), (1, 1))),
+    "columns behind the last": Case((2, 15, 14, 136), 328, window=(1, 2), padding=((0, 0), (1, 0))),
+    "less than one tile": Case((1, 5, 6, 8), 8),
+    "more steps than stages": Case((2, 12, 12, 200), 80),
+}
+SHARED_PIXELS = [tile.name for tile in wgmma.PIXEL_TILES if not tile.plain]
+SHARED_WEIGHTS = [tile.name for tile in wgmma.WEIGHT_TILES if not tile.plain]
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("tile", SHARED_PIXELS)
+def test_forward_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:
+    forward(hopper, random, SHARED[name], "bf16", PIXEL_TILES[tile])
+
+
+@pytest.mark.parametrize("name", ["strides that leave a rest", "dilation", "more padding than window"])
+@pytest.mark.parametrize("tile", SHARED_PIXELS)
+def test_backward_input_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:
+    backward_input(hopper, random, CASES[name], "bf16", PIXEL_TILES[tile])
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("tile", SHARED_WEIGHTS)
+def test_backward_weight_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:
+    backward_weight(hopper, random, SHARED[name], WEIGHT_TILES[tile])
+
+
+def test_names_of_tiles_differ() -> None:
+    for tiles in (wgmma.PIXEL_TILES, wgmma.WEIGHT_TILES):
+        assert len({tile.name for tile in tiles}) == len(tiles)
 
 
 def test_candidates_are_few_and_compute_what_they_are_offered_for(hopper, random) -> None:
