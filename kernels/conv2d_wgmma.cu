@@ -1,6 +1,6 @@
 // architectures: 90a
-// Convolutions and their gradients as implicit matrix products on Hopper, by blocks on their own; conv2d_wgmma_cluster.cu
-// has others.
+// Convolutions and their gradients as implicit matrix products on Hopper, by blocks on their own;
+// conv2d_wgmma_cluster.cu has others.
 #include "conv2d_wgmma_passes.cuh"
 
 // y[i] = activation(sum over s of partial[s][i] + bias[i % columns]), in the order of s.

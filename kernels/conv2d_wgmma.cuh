@@ -6,8 +6,8 @@
 // and take tile after tile, so that the next tile's stages are loaded while one is stored.
 //
 // Groups that alternate have whole tiles, the first every other one and the second those between: one multiplies while
-// the other stores. Blocks of a cluster go through their tiles in step; those with the same rows share A, those with the
-// same columns share B: each loads its part of it for all of them.
+// the other stores. Blocks of a cluster go through their tiles in step; those with the same rows share A, those with
+// the same columns share B: each loads its part of it for all of them.
 //
 // After: NVIDIA, CUTLASS, "Efficient GEMM in CUDA" (warp-specialised kernels); Chetlur et al., arXiv:1410.0759
 // (implicit products).

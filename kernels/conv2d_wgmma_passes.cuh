@@ -75,8 +75,8 @@ __device__ __forceinline__ void for_items(int rows, int columns, int splits, int
 // The same for one of the multiplying groups: multiply, then call `finish(item, sums)`. Groups that alternate begin in
 // turn: the bit of a phase does not tell a stage's next filling from the one after it.
 template <typename Tile, int transposed, typename Finish>
-__device__ __forceinline__ void multiply(unsigned char* shared, Ring& ring, int rows, int columns, int splits, int steps,
-                                         const Place<Tile>& place, Finish finish) {
+__device__ __forceinline__ void multiply(unsigned char* shared, Ring& ring, int rows, int columns, int splits,
+                                         int steps, const Place<Tile>& place, Finish finish) {
     const int group = threadIdx.x / GROUP - 1;
     int turn = group;
     uint32 phase = group ^ 1;  // the first group need not wait for the second
@@ -122,14 +122,16 @@ __device__ __forceinline__ void load_forward(unsigned char* shared, Ring& ring, 
             unsigned char* to = stage + (part + piece * box) * ROW;
             const int c = chunk * Tile::STEP, offset_w = j * f.windows.step_w, offset_h = i * f.windows.step_h;
             if constexpr (Tile::ACROSS > 1)
-                multicast_im2col(to, images, full, place.beside(), c, w[piece], h[piece], image[piece], offset_w, offset_h);
+                multicast_im2col(to, images, full, place.beside(), c, w[piece], h[piece], image[piece], offset_w,
+                                 offset_h);
             else
                 load_im2col(to, images, full, c, w[piece], h[piece], image[piece], offset_w, offset_h);
         }
         unsigned char* to = stage + Tile::A_BYTES + filter * ROW;
         const int tap = f.windows.first + i * f.windows.tap_h + j * f.windows.tap_w;
         if constexpr (Tile::DOWN > 1)
-            multicast_tiled_3d(to, filters, full, place.below(), chunk * Tile::STEP, tap, item.column * Tile::N + filter);
+            multicast_tiled_3d(to, filters, full, place.below(), chunk * Tile::STEP, tap,
+                               item.column * Tile::N + filter);
         else
             load_tiled_3d(to, filters, full, chunk * Tile::STEP, tap, item.column * Tile::N);
         ring.next<Tile::STAGES>();

@@ -25,7 +25,8 @@ FLAGS = (
 # As the preprocessor leaves a kernel with HPCNN_EMULATION_NAMES: bounds and clusters stand on either side of void.
 ATTRIBUTES = r"((?:__\w+__\s*\((?:[^()]|\([^()]*\))*\)\s*)*)"
 KERNEL = re.compile(rf'extern\s+"C"\s+__global__\s+{ATTRIBUTES}void\s+{ATTRIBUTES}(\w+)\s*\(')
-BOUNDS, CLUSTER = (re.compile(rf"__{name}__\s*\(((?:[^()]|\([^()]*\))*)\)") for name in ("launch_bounds", "cluster_dims"))
+BOUNDS = re.compile(r"__launch_bounds__\s*\(((?:[^()]|\([^()]*\))*)\)")
+CLUSTER = re.compile(r"__cluster_dims__\s*\(((?:[^()]|\([^()]*\))*)\)")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 

@@ -20,96 +20,15 @@ from hpcnn.arrays import Array, Pair
 from hpcnn.ops.cuda import filters, tensor_map, types
 from hpcnn.ops.cuda.device import device
 from hpcnn.ops.cuda.products import Candidate, Problem, scratch
+from hpcnn.ops.cuda.wgmma_tiles import PIXEL_TILES, ROW, WEIGHT_TILES, Tile, clusters, offered, plans
 
 ARCHITECTURE = 90
 THREADS = 384
-SLAB_BYTES = 2 * 64 * (256 + 16)
-BARRIER_BYTES = (2 * 8 + 2) * 8
-ROW = 128
-"""Bytes of a step along the summed dimension."""
 CORNERS = range(-128, 128)
 """What the copy engine can encode of corners of the base pixels' box, of steps, and of a tap's distance."""
 MAX_STRIDE, MAX_REACH = 8, 255
 MAX_PIXELS = 2**31 - 512
-OFFERED = 8
-MIN_STEPS = 8
-"""Steps that a split product leaves a block at least."""
 
-
-class Tile(NamedTuple):
-    """A block's part of a product, and how blocks and their groups of warps work together.
-
-    `down`, `across`: blocks of a cluster that differ in rows and in columns; they share what they load. `alternate`:
-    each of the two multiplying groups has tiles of its own, and one multiplies while the other stores.
-    """
-
-    rows: int
-    columns: int
-    stages: int
-    down: int = 1
-    across: int = 1
-    alternate: bool = False
-
-    @property
-    def name(self) -> str:
-        """How kernels name it."""
-        cluster = f"_{self.down}x{self.across}" if self.cluster > 1 else ""
-        return f"{self.rows}x{self.columns}{'a' if self.alternate else ''}{cluster}"
-
-    @property
-    def cluster(self) -> int:
-        """Blocks of a cluster."""
-        return self.down * self.across
-
-    @property
-    def plain(self) -> bool:
-        """Whether blocks work on their own, as split products and those in tf32 need it."""
-        return self.cluster == 1 and not self.alternate
-
-    @property
-    def source(self) -> str:
-        """File of the kernels."""
-        return "conv2d_wgmma" if self.plain else "conv2d_wgmma_cluster"
-
-    @property
-    def box(self) -> int:
-        """Pixels that one copy of the pixels' side brings."""
-        return min(128, self.rows // self.across)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory."""
-        return self.stages * (self.rows + self.columns) * ROW + SLAB_BYTES + BARRIER_BYTES
-
-    def items(self, rows: int, columns: int) -> int:
-        """Return how many clusters' tiles cover a product."""
-        return -(-rows // (self.rows * self.down)) * -(-columns // (self.columns * self.across))
-
-    def cycles(self, steps: int, out_bytes: int) -> float:
-        """Return an estimate of a block's time for one tile, to order candidates."""
-        area = self.rows * self.columns
-        loaded = (self.rows / self.across + self.columns / self.down) * ROW
-        multiplying = steps * max(area / 32, loaded / L2_BYTES_PER_CYCLE)
-        storing = 500 + area * out_bytes / STORED_BYTES_PER_CYCLE
-        return max(multiplying, storing) + 200 if self.alternate else multiplying + storing
-
-
-L2_BYTES_PER_CYCLE, STORED_BYTES_PER_CYCLE = 40, 8
-"""What a processor gets from the second-level cache and puts out at the end of a tile, as measured on an H200."""
-
-PIXEL_TILES = (
-    *(Tile(128, 256, 4), Tile(256, 128, 4), Tile(128, 128, 6), Tile(128, 64, 8)),
-    *(Tile(128, 256, 4, down=2), Tile(256, 128, 4, down=2), Tile(256, 128, 4, across=2)),
-    Tile(128, 256, 4, down=2, across=2),
-    *(Tile(128, 128, 6, alternate=True), Tile(128, 128, 6, down=2, alternate=True)),
-    *(Tile(256, 64, 4, alternate=True), Tile(256, 64, 4, down=2, alternate=True)),
-)
-WEIGHT_TILES = (
-    *(Tile(128, 256, 4), Tile(256, 128, 4), Tile(128, 192, 4), Tile(128, 128, 6)),
-    *(Tile(128, 256, 4, down=2), Tile(128, 256, 4, across=2), Tile(128, 192, 4, across=2)),
-    *(Tile(256, 128, 4, across=2), Tile(128, 128, 6, across=2, alternate=True)),
-    *(Tile(64, 256, 4, alternate=True), Tile(64, 192, 5, alternate=True)),
-)
 
 _PIXELS = ("rows", "height", "width", "stride_h", "stride_w", "corner_h", "corner_w")
 _WINDOWS = ("taps_h", "taps_w", "step_h", "step_w", "first", "tap_h", "tap_w", "chunks")
@@ -179,12 +98,9 @@ def candidates(problem: Problem) -> list[Candidate]:
     steps = max(walk.taps[0] * walk.taps[1] for walk in walks) * _chunks(problem, summed)
     tiles = tuple(tile for tile in PIXEL_TILES if tile.plain or problem.compute == "bf16")
     splits = 1 if len(walks) > 1 else device().num_processors
-    plans = [
-        plan
-        for plan in _plans(tiles, (rows, columns), steps, splits, problem.storage.itemsize)
-        if plan[0].plain or plan[1] == 1
-    ][:OFFERED]
-    return [candidate(problem, tile, n) for tile, n in plans]
+    found = plans(tiles, (rows, columns), steps, splits, problem.storage.itemsize)
+    found = offered([plan for plan in found if plan[0].plain or plan[1] == 1])
+    return [candidate(problem, tile, n) for tile, n in found]
 
 
 def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
@@ -205,31 +121,8 @@ def _weight_candidates(problem: Problem) -> list[Candidate]:
         return []
     units = g.r * g.s * -(-g.c // 64)
     steps = -(-g.n * g.p * g.q // 64)
-    plans = _plans(WEIGHT_TILES, (g.k, units * 64), steps, device().num_processors, 4)[:OFFERED]
-    return [candidate(problem, tile, n) for tile, n in plans]
-
-
-def _plans(
-    tiles: tuple[Tile, ...], shape: Pair, steps: int, max_splits: int, out_bytes: int
-) -> list[tuple[Tile, int]]:
-    """Return tiles and in how many parts to sum a product of a shape, the likely fastest first."""
-    cost = {}
-    for tile in tiles:
-        items, clusters = tile.items(*shape), _clusters(tile)
-        for splits in _splits(max(1, min(max_splits, steps // MIN_STEPS)), items, clusters):
-            turns = -(-items * splits // clusters)
-            cycles = turns * tile.cycles(-(-steps // splits), out_bytes if splits == 1 else 4)
-            if tile.alternate:
-                cycles += tile.rows * tile.columns * out_bytes / STORED_BYTES_PER_CYCLE  # the last tile's
-            partial = 4 * shape[0] * shape[1] * (splits + 1) / 1500 + 5000 if splits > 1 else 0
-            cost[tile, splits] = cycles + partial
-    return sorted(cost, key=lambda plan: cost[plan])
-
-
-def _splits(most: int, items: int, clusters: int) -> set[int]:
-    """Return numbers of parts to consider: powers of two, and those with which all clusters get as many tiles."""
-    even = {turns * clusters // items for turns in (1, 2, 3)}
-    return {splits for splits in {2**i for i in range(9)} | even if 1 <= splits <= most}
+    found = plans(WEIGHT_TILES, (g.k, units * 64), steps, device().num_processors, 4)
+    return [candidate(problem, tile, n) for tile, n in offered(found)]
 
 
 def _chunks(problem: Problem, channels: int) -> int:
@@ -382,21 +275,13 @@ class _WeightProduct:
 
 def _launch(kernel: str, tile: Tile, items: int, *args: Any) -> None:
     """Start a kernel whose clusters of blocks, one block a processor, share out `items` tiles of clusters."""
-    blocks = min(items, _clusters(tile)) * tile.cluster
+    blocks = min(items, clusters(tile)) * tile.cluster
     device().launch(tile.source, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
-
-
-def _clusters(tile: Tile) -> int:
-    """Return how many clusters run at once.
-
-    The processors of a cluster are of one group (GPC) of mostly 16 or 18, which 4 need not divide.
-    """
-    processors = device().num_processors
-    return max(1, (processors - (processors // 32 if tile.cluster > 2 else 0)) // tile.cluster)
 
 
 def _sum(partial: Array, bias: Array | None, y: Array, splits: int, activation: Any) -> None:
     """Add up the parts of a split product."""
     blocks = min(-(-y.size // 256), 16 * device().num_processors)
     numbers = np.int64(y.size), np.int32(splits), np.int32(y.shape[-1]), activation
-    device().launch("conv2d_wgmma", f"conv2d_sum_wgmma_{types.suffix(y.dtype)}", (blocks,), (256,), partial, bias, y, *numbers)
+    kernel = f"conv2d_sum_wgmma_{types.suffix(y.dtype)}"
+    device().launch("conv2d_wgmma", kernel, (blocks,), (256,), partial, bias, y, *numbers)
