@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from hpcnn.arrays import Padding, Pair
@@ -54,6 +55,7 @@ def four_sided(value: int | Pair | Padding) -> Padding:
     return (tuple(first), tuple(second))  # type: ignore[arg-type, return-value]
 
 
+@lru_cache(4096)
 def output_size(
     input_size: Pair, kernel_size: Pair, stride: Pair = (1, 1), padding: Padding = NO_PADDING, dilation: Pair = (1, 1)
 ) -> Pair:

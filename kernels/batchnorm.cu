@@ -213,6 +213,11 @@ __device__ __forceinline__ void apply_backward(const T* grad_output, const T* x,
     }
 }
 
+// The running value moves by `momentum` towards that of the batch; rounded step by step, as NumPy rounds it.
+__device__ __forceinline__ void track(float* running, double batch, double momentum) {
+    *running = float(__dadd_rn(*running, __dmul_rn(momentum, __dadd_rn(batch, -double(*running)))));
+}
+
 #define PASSES(variant, type, T, V)                                                                                   \
     extern "C" __global__ void __launch_bounds__(256) batchnorm_powers_##variant##_##type(                            \
         const T* x, double* partial, int64 positions, int channels) {                                                 \
@@ -247,6 +252,14 @@ __device__ __forceinline__ void apply_backward(const T* grad_output, const T* x,
                                                                      int channels, double epsilon) {                  \
         const int c = blockIdx.x * blockDim.x + threadIdx.x;                                                          \
         if (c < channels) write_forward(coefficients, c, channels, mean[c], var[c], gamma, beta, epsilon);            \
+    }                                                                                                                 \
+    extern "C" __global__ void batchnorm_track_##type(const S* mean, const S* var, float* running_mean,               \
+                                                      float* running_var, int channels, double momentum,              \
+                                                      double unbiased) {                                              \
+        const int c = blockIdx.x * blockDim.x + threadIdx.x;                                                          \
+        if (c >= channels) return;                                                                                    \
+        track(running_mean + c, mean[c], momentum);                                                                   \
+        track(running_var + c, __dmul_rn(var[c], unbiased), momentum);                                                \
     }                                                                                                                 \
     extern "C" __global__ void batchnorm_sums_##type(                                                                 \
         const double* partial, const S* mean, const S* var, double* sums, float* grad_gamma, float* grad_beta,        \

@@ -85,6 +85,15 @@ __device__ __forceinline__ void load_tiled_3d(void* shared, const TensorMap* map
         : "memory");
 }
 
+__device__ __forceinline__ void load_tiled_4d(void* shared, const TensorMap* map, uint64* barrier, int c0, int c1,
+                                              int c2, int c3) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+        "%6}], [%2];\n" ::"r"(shared_window(shared)),
+        "l"(map), "r"(shared_window(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
+}
+
 // Channels from `c` of the pixels from base pixel (n, h, w) on, each moved by (offset_h, offset_w).
 __device__ __forceinline__ void load_im2col(void* shared, const TensorMap* map, uint64* barrier, int c, int w, int h,
                                             int n, int offset_w, int offset_h) {
@@ -92,6 +101,60 @@ __device__ __forceinline__ void load_im2col(void* shared, const TensorMap* map, 
         "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
         "%6}], [%2], {%7, %8};\n" ::"r"(shared_window(shared)),
         "l"(map), "r"(shared_window(barrier)), "r"(c), "r"(w), "r"(h), "r"(n),
+        "h"(static_cast<uint16>(offset_w)), "h"(static_cast<uint16>(offset_h))
+        : "memory");
+}
+
+// ---- clusters: blocks that run together and reach each other's shared memory ----
+
+__device__ __forceinline__ int cluster_rank() {
+    uint32 rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+    return rank;
+}
+
+// Wait until all threads of the cluster have come here.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+}
+
+// Arrive at the barrier that lies at the same place in the shared memory of another block (or of this one).
+__device__ __forceinline__ void barrier_arrive_at(uint64* barrier, int rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+        "}\n" ::"r"(shared_window(barrier)), "r"(rank)
+        : "memory");
+}
+
+// Copies to the same place in the shared memory of all blocks whose bit is set in `ranks`; each one's barrier at the
+// place of `barrier` counts the bytes that come to it.
+__device__ __forceinline__ void multicast_tiled_2d(void* shared, const TensorMap* map, uint64* barrier, int ranks,
+                                                   int c0, int c1) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%4, %5}], [%2], %3;\n" ::"r"(shared_window(shared)),
+        "l"(map), "r"(shared_window(barrier)), "h"(static_cast<uint16>(ranks)), "r"(c0), "r"(c1)
+        : "memory");
+}
+
+__device__ __forceinline__ void multicast_tiled_3d(void* shared, const TensorMap* map, uint64* barrier, int ranks,
+                                                   int c0, int c1, int c2) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%4, %5, %6}], [%2], %3;\n" ::"r"(shared_window(shared)),
+        "l"(map), "r"(shared_window(barrier)), "h"(static_cast<uint16>(ranks)), "r"(c0), "r"(c1), "r"(c2)
+        : "memory");
+}
+
+__device__ __forceinline__ void multicast_im2col(void* shared, const TensorMap* map, uint64* barrier, int ranks, int c,
+                                                 int w, int h, int n, int offset_w, int offset_h) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%4, %5, %6, %7}], [%2], {%8, %9}, %3;\n" ::"r"(shared_window(shared)),
+        "l"(map), "r"(shared_window(barrier)), "h"(static_cast<uint16>(ranks)), "r"(c), "r"(w), "r"(h), "r"(n),
         "h"(static_cast<uint16>(offset_w)), "h"(static_cast<uint16>(offset_h))
         : "memory");
 }
@@ -173,3 +236,9 @@ __device__ __forceinline__ uint64 matrix_descriptor(const void* shared, int lead
 
 // What is added to a descriptor to move its start by `bytes`.
 __device__ __forceinline__ uint64 descriptor_offset(int bytes) { return static_cast<uint64>(bytes >> 4); }
+
+// What is added to the descriptor of a matrix that begins in the middle of a pattern of eight rows, for hardware that
+// counts the pattern's rows from the matrix's first ("base offset"), not from addresses divisible by 1024.
+__device__ __forceinline__ uint64 descriptor_base(const void* shared) {
+    return static_cast<uint64>(shared_window(shared) >> 7 & 7) << 49;
+}

@@ -7,18 +7,50 @@ __device__ __forceinline__ float decayed(float grad, float value, float scale, f
     return weight_decay == 0.0f ? scaled : scaled + value * weight_decay;
 }
 
+// Ranges [ranges[2 * r], ranges[2 * r + 1]) without weight decay, in order, of a vector in which the arrays begin at
+// `first`; none where `ranges` is null.
+struct Spared {
+    const int64* ranges;
+    int count;
+    int64 first;
+
+    // Of elements i to i + n of the arrays: whether they are spared.
+    template <int n> __device__ __forceinline__ void of(bool (&spared)[n], int64 i) const {
+#pragma unroll
+        for (int v = 0; v < n; ++v) spared[v] = false;
+        if (!ranges) return;
+        const int64 at = first + i;
+        int low = 0, high = count;
+        while (low < high) {
+            const int middle = (low + high) / 2;
+            if (ranges[2 * middle] <= at) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+#pragma unroll
+        for (int v = 0; v < n; ++v) {
+            while (low < count && ranges[2 * low] <= at + v) ++low;
+            spared[v] = low > 0 && at + v < ranges[2 * low - 1];
+        }
+    }
+};
+
 template <int V>
 __device__ __forceinline__ void sgd(float* value, const float* grad, float* velocity, int64 count, float lr,
-                                    float momentum, float weight_decay, float scale, int nesterov) {
+                                    float momentum, float weight_decay, float scale, int nesterov, Spared without) {
     for_vectors<V>(count, [=](auto width, int64 i) {
         constexpr int n = decltype(width)::value;
         float w[n], g[n], u[n];
         load(w, value + i);
         load(g, grad + i);
         load(u, velocity + i);
+        bool spared[n];
+        without.of(spared, i);
 #pragma unroll
         for (int v = 0; v < n; ++v) {
-            const float step = decayed(g[v], w[v], scale, weight_decay);
+            const float step = decayed(g[v], w[v], scale, spared[v] ? 0.0f : weight_decay);
             u[v] = u[v] * momentum + step;
             w[v] -= lr * (nesterov ? u[v] * momentum + step : u[v]);
         }
@@ -35,7 +67,7 @@ struct Adam {
 
 template <int V>
 __device__ __forceinline__ void adam(float* value, const float* grad, float* first, float* second, int64 count,
-                                     const Adam& a) {
+                                     const Adam& a, Spared without) {
     for_vectors<V>(count, [=](auto width, int64 i) {
         constexpr int n = decltype(width)::value;
         float w[n], g[n], m[n], s[n];
@@ -43,10 +75,12 @@ __device__ __forceinline__ void adam(float* value, const float* grad, float* fir
         load(g, grad + i);
         load(m, first + i);
         load(s, second + i);
+        bool spared[n];
+        without.of(spared, i);
 #pragma unroll
         for (int v = 0; v < n; ++v) {
-            w[v] *= a.keep;
-            const float step = decayed(g[v], w[v], a.scale, a.weight_decay);
+            if (!spared[v]) w[v] *= a.keep;
+            const float step = decayed(g[v], w[v], a.scale, spared[v] ? 0.0f : a.weight_decay);
             m[v] = m[v] * a.beta1 + step * a.share1;
             s[v] = s[v] * a.beta2 + step * step * a.share2;
             w[v] -= m[v] / (sqrtf(s[v]) * a.root + a.epsilon) * a.rate;
@@ -79,12 +113,14 @@ __device__ __forceinline__ void lars(float* value, const float* grad, float* vel
 #define KERNELS(variant, V)                                                                                           \
     extern "C" __global__ void update_sgd_##variant##_f32(float* value, const float* grad, float* velocity,           \
                                                           int64 count, float lr, float momentum, float weight_decay,  \
-                                                          float scale, int nesterov) {                                \
-        sgd<V>(value, grad, velocity, count, lr, momentum, weight_decay, scale, nesterov);                            \
+                                                          float scale, int nesterov, const int64* spared, int ranges, \
+                                                          int64 first) {                                              \
+        sgd<V>(value, grad, velocity, count, lr, momentum, weight_decay, scale, nesterov, {spared, ranges, first});   \
     }                                                                                                                 \
-    extern "C" __global__ void update_adam_##variant##_f32(float* value, const float* grad, float* first,             \
-                                                           float* second, int64 count, Adam a) {                      \
-        adam<V>(value, grad, first, second, count, a);                                                                \
+    extern "C" __global__ void update_adam_##variant##_f32(float* value, const float* grad, float* first_moment,      \
+                                                           float* second_moment, int64 count, Adam a,                 \
+                                                           const int64* spared, int ranges, int64 first) {            \
+        adam<V>(value, grad, first_moment, second_moment, count, a, {spared, ranges, first});                         \
     }                                                                                                                 \
     extern "C" __global__ void update_lars_##variant##_f32(float* value, const float* grad, float* velocity,          \
                                                            int64 count, float rate, float momentum,                   \

@@ -91,11 +91,8 @@ class BatchNorm(Layer[BatchNormSpec]):
 
     def _track(self, mean: Array, var: Array, count: int) -> None:
         """Move the running statistics towards those of a batch of `count` positions."""
-        momentum = self.spec.momentum
-        unbiased = var * (count / max(count - 1, 1))
-        for short, batch in (("running_mean", mean), ("running_var", unbiased)):
-            running = self.statistics[short]
-            running += momentum * (batch - running)
+        running = self.statistics["running_mean"], self.statistics["running_var"]
+        ops.batchnorm_track(mean, var, *running, momentum=self.spec.momentum, count=count)
 
 
 def _combine(

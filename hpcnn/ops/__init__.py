@@ -6,7 +6,7 @@ its inputs; `out=` arrays are overwritten.
 """
 
 from hpcnn.ops.activation import LEAKY_SLOPE, activation_backward, activation_forward, add_forward
-from hpcnn.ops.batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_statistics
+from hpcnn.ops.batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_statistics, batchnorm_track
 from hpcnn.ops.cast import cast
 from hpcnn.ops.conv2d import conv2d_backward_input, conv2d_backward_weight, conv2d_forward
 from hpcnn.ops.dropout import dropout_backward, dropout_forward
@@ -33,6 +33,7 @@ __all__ = [
     "batchnorm_backward",
     "batchnorm_forward",
     "batchnorm_statistics",
+    "batchnorm_track",
     "cast",
     "conv2d_backward_input",
     "conv2d_backward_weight",

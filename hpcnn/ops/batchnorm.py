@@ -166,6 +166,33 @@ def batchnorm_backward(
     )
 
 
+def batchnorm_track(
+    mean: Array, var: Array, running_mean: Array, running_var: Array, *, momentum: float, count: int
+) -> None:
+    """Move running statistics towards those of a batch, in place: running += momentum * (batch - running).
+
+    Parameters
+    ----------
+    mean, var : Array, shape (C,)
+        Mean and biased variance of the batch.
+    running_mean, running_var : Array, shape (C,)
+        The variance is tracked as the unbiased estimate.
+    momentum : float
+        Weight of the batch.
+    count : int
+        Positions that a channel has in the batch.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes differ.
+    """
+    for name, array in (("var", var), ("running_mean", running_mean), ("running_var", running_var)):
+        if array.shape != mean.shape:
+            check.like(WHO, name, array, tuple(mean.shape), array.dtype)
+    implementation(running_mean).batchnorm_track(mean, var, running_mean, running_var, momentum=momentum, count=count)
+
+
 def _check_input(name: str, x: Array) -> None:
     """Raise unless `x` has samples and channels."""
     if x.ndim < 2 or 0 in x.shape:

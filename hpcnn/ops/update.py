@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import ModuleType
 
@@ -64,6 +64,8 @@ def sgd_update(
     weight_decay: float = 0.0,
     nesterov: bool = False,
     scale: float = 1.0,
+    spared: Array | None = None,
+    first: int = 0,
 ) -> None:
     """Take one step of stochastic gradient descent with momentum, in place.
 
@@ -80,6 +82,11 @@ def sgd_update(
         Look ahead along the new velocity.
     scale : float
         Factor of the gradient, below one when it is clipped.
+    spared : Array of int64, shape (R, 2), optional
+        Ranges (start, stop) without weight decay, in order, of the vector of which `value` is a stretch. It lives
+        where `value` does.
+    first : int
+        Where `value` begins in that vector.
 
     Raises
     ------
@@ -93,7 +100,12 @@ def sgd_update(
     cuda = _check("sgd_update", value, grad, velocity)
     if cuda is not None:
         options = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov, "scale": scale}
-        return cuda.sgd_update(value, grad, velocity, lr=lr, **options)
+        return cuda.sgd_update(value, grad, velocity, lr=lr, spared=spared, first=first, **options)
+    if spared is not None:
+        options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "scale": scale}
+        for part, decay in _parts(value.size, spared, first, weight_decay):
+            sgd_update(value[part], grad[part], velocity[part], weight_decay=decay, **options)
+        return None
 
     def body(block: slice, t: np.ndarray, u: np.ndarray) -> None:
         w, v = value[block], velocity[block]
@@ -114,8 +126,8 @@ def sgd_update(
 def adam_update(
     value: Array,
     grad: Array,
-    first: Array,
-    second: Array,
+    first_moment: Array,
+    second_moment: Array,
     *,
     lr: float,
     beta1: float = 0.9,
@@ -125,16 +137,18 @@ def adam_update(
     decoupled: bool = False,
     step: int,
     scale: float = 1.0,
+    spared: Array | None = None,
+    first: int = 0,
 ) -> None:
     """Take one step of Adam, or of AdamW with `decoupled` weight decay, in place.
 
     With g = scale * grad (+ weight_decay * value for Adam; for AdamW value *= 1 - lr * weight_decay instead):
-    first = beta1 * first + (1 - beta1) * g, second = beta2 * second + (1 - beta2) * g^2, and, both divided by
-    1 - beta^(step + 1), value -= lr * first / (sqrt(second) + epsilon).
+    first_moment = beta1 * first_moment + (1 - beta1) * g, second_moment = beta2 * second_moment + (1 - beta2) * g^2,
+    and, both divided by 1 - beta^(step + 1), value -= lr * first_moment / (sqrt(second_moment) + epsilon).
 
     Parameters
     ----------
-    value, grad, first, second : Array, shape (count,)
+    value, grad, first_moment, second_moment : Array, shape (count,)
         Weights, their gradient (not changed), and the running means of the gradient and its square.
     lr, beta1, beta2, epsilon, weight_decay : float
         Learning rate, decay of the two means, guard of the quotient, and pull of the weights towards zero.
@@ -142,8 +156,8 @@ def adam_update(
         Decay the weights apart from the gradient (AdamW).
     step : int
         Updates made before this one; it corrects the bias of means that started at zero.
-    scale : float
-        Factor of the gradient, below one when it is clipped.
+    scale, spared, first
+        As in `sgd_update`.
 
     Raises
     ------
@@ -154,16 +168,22 @@ def adam_update(
     ----------
     Kingma, Ba, "Adam", arXiv:1412.6980; Loshchilov, Hutter, "Decoupled weight decay regularization", arXiv:1711.05101.
     """
-    cuda = _check("adam_update", value, grad, first, second)
+    cuda = _check("adam_update", value, grad, first_moment, second_moment)
     if cuda is not None:
         options = {"lr": lr, "beta1": beta1, "beta2": beta2, "epsilon": epsilon, "weight_decay": weight_decay}
-        options |= {"decoupled": decoupled, "step": step, "scale": scale}
-        return cuda.adam_update(value, grad, first, second, **options)
+        options |= {"decoupled": decoupled, "step": step, "scale": scale, "spared": spared, "first": first}
+        return cuda.adam_update(value, grad, first_moment, second_moment, **options)
+    if spared is not None:
+        options = {"lr": lr, "beta1": beta1, "beta2": beta2, "epsilon": epsilon, "decoupled": decoupled}
+        for part, decay in _parts(value.size, spared, first, weight_decay):
+            arrays = (array[part] for array in (value, grad, first_moment, second_moment))
+            adam_update(*arrays, weight_decay=decay, step=step, scale=scale, **options)
+        return None
     first_share = 1.0 - beta1 ** (step + 1)
     second_root = math.sqrt(1.0 - beta2 ** (step + 1))
 
     def body(block: slice, t: np.ndarray, u: np.ndarray) -> None:
-        w, m, v = value[block], first[block], second[block]
+        w, m, v = value[block], first_moment[block], second_moment[block]
         if decoupled and weight_decay:
             np.multiply(w, 1.0 - lr * weight_decay, out=w)
         g = _gradient(w, grad[block], 0.0 if decoupled else weight_decay, scale, t, u)
@@ -279,6 +299,20 @@ def squared_norms(x: Array, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
     if cuda is not None:
         return cuda.squared_norms(x, bounds)
     return np.array([squared_norm(x[start:stop]) for start, stop in bounds], np.float64)
+
+
+def _parts(count: int, spared: np.ndarray, first: int, weight_decay: float) -> Iterator[tuple[slice, float]]:
+    """Yield the stretches of equal weight decay of an array of `count` elements, and their weight decay."""
+    begin = 0
+    for start, stop in spared.tolist():
+        low, high = (min(max(bound - first, begin), count) for bound in (start, stop))
+        if begin < low:
+            yield slice(begin, low), weight_decay
+        if low < high:
+            yield slice(low, high), 0.0
+        begin = max(begin, high)
+    if begin < count:
+        yield slice(begin, count), weight_decay
 
 
 def _gradient(

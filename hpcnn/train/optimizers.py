@@ -47,6 +47,10 @@ class Optimizer(ABC):
         self.parameters = parameters
         self.segments = segments(parameters)
         values = parameters.values
+        spared = [(segment.start, segment.stop) for segment in self.segments if not segment.decay]
+        self._spared: Array | None = None
+        if spared and config.weight_decay:
+            self._spared = arrays.to_device(np.array(spared, np.int64), like=values)
         self.state: dict[str, Array] = {
             slot: arrays.zeros(values.shape, values.dtype, like=values) for slot in self.slots
         }
@@ -68,14 +72,12 @@ class Optimizer(ABC):
             Factor of the gradients, from `clip_scale`.
         """
         first, last = self._range(start, stop)
-        for segment in self.segments:
-            begin, end = max(first, segment.start), min(last, segment.stop)
-            if begin < end:
-                self._apply(slice(begin, end), self.config.weight_decay if segment.decay else 0.0, lr, step, scale)
+        if first < last:
+            self._apply(slice(first, last), self.config.weight_decay, lr, step, scale)
 
     @abstractmethod
     def _apply(self, part: slice, weight_decay: float, lr: float, step: int, scale: float) -> None:
-        """Update one stretch with one weight decay."""
+        """Update one stretch."""
 
     def _range(self, start: int | None, stop: int | None) -> tuple[int, int]:
         return 0 if start is None else start, self.parameters.values.size if stop is None else stop
@@ -96,6 +98,8 @@ class Sgd(Optimizer):
             weight_decay=weight_decay,
             nesterov=self.config.nesterov,
             scale=scale,
+            spared=self._spared,
+            first=part.start,
         )
 
 
@@ -118,6 +122,8 @@ class Adam(Optimizer):
             decoupled=self.config.optimizer == "adamw",
             step=step,
             scale=scale,
+            spared=self._spared,
+            first=part.start,
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hpcnn.arrays import Array, Shape
+from hpcnn.ops.cuda.device import GIVEN, Launch
 from tests.emulation import build
 from tests.emulation.build import EmulationError
 
@@ -128,6 +129,26 @@ class Emulator:
             problem = library.launch(number, full_grid, full_block, shared_bytes, order, addresses)
         if problem:
             raise EmulationError(f"{kernel} (order {order}): {problem}")
+
+    def prepare(
+        self,
+        source: str,
+        kernel: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        *args: Any,
+        shared_bytes: int = 0,
+    ) -> Launch:
+        """Return a launch that is ready but for what is `GIVEN`."""
+
+        def start(*given: Any) -> None:
+            rest = iter(given)
+            whole = [next(rest) if arg is GIVEN else arg for arg in args]
+            if any(True for _ in rest):
+                raise TypeError(f"{kernel}: {len(given)} arguments given; there is no room for so many.")
+            self.launch(source, kernel, grid, block, *whole, shared_bytes=shared_bytes)
+
+        return start
 
     def measure(self, run: Any, repeats: int = 5) -> float:
         """Return the median duration of `run()` in seconds, by the host's clock."""

@@ -8,6 +8,7 @@
 #ifndef HPCNN_EMULATION_NAMES  // the preprocessor alone runs with it, to find the kernels of a file
 #define __global__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #endif
 #define __device__
 #define __host__
@@ -17,7 +18,6 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __grid_constant__
-#define __cluster_dims__(...)
 // All shared arrays of a library make up its thread-local segment, whose extent the loader knows.
 #define __shared__ static thread_local
 #define DYNAMIC_SHARED(name) unsigned char* const name = emulation::state.dynamic_shared
@@ -119,6 +119,8 @@ inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 // One rounding each: an empty assembly line keeps the compiler from fusing them with a neighbour.
 inline float __fmul_rn(float x, float y) { float z = x * y; asm("" : "+x"(z)); return z; }
+inline double __dmul_rn(double x, double y) { double z = x * y; asm("" : "+x"(z)); return z; }
+inline double __dadd_rn(double x, double y) { double z = x + y; asm("" : "+x"(z)); return z; }
 inline float __fadd_rn(float x, float y) { float z = x + y; asm("" : "+x"(z)); return z; }
 inline float __fsub_rn(float x, float y) { float z = x - y; asm("" : "+x"(z)); return z; }
 inline int __float2int_rn(float x) { return static_cast<int>(nearbyintf(x)); }

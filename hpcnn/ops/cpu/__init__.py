@@ -5,6 +5,7 @@ Arguments arrive checked and in full: C-ordered arrays, pairs, four-sided paddin
 """
 
 from hpcnn.ops.cpu import activation, batchnorm, conv2d, dropout, linear, loss, pool2d
+from hpcnn.ops.cpu.batchnorm import batchnorm_track
 from hpcnn.ops.cpu.widened import through_float32
 
 activation_forward = through_float32(activation.activation_forward)
@@ -38,6 +39,7 @@ __all__ = [
     "batchnorm_backward",
     "batchnorm_forward",
     "batchnorm_statistics",
+    "batchnorm_track",
     "conv2d_backward_input",
     "conv2d_backward_weight",
     "conv2d_forward",

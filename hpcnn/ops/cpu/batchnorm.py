@@ -58,6 +58,14 @@ def batchnorm_forward(
     return y, mean, var, mask
 
 
+def batchnorm_track(
+    mean: np.ndarray, var: np.ndarray, running_mean: np.ndarray, running_var: np.ndarray, *, momentum: float, count: int
+) -> None:
+    """See `hpcnn.ops.batchnorm_track`."""
+    running_mean += momentum * (mean - running_mean)
+    running_var += momentum * (var * (count / max(count - 1, 1)) - running_var)
+
+
 def batchnorm_backward(
     grad_output: np.ndarray,
     x: np.ndarray,

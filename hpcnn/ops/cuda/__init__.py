@@ -5,7 +5,7 @@ activations and their gradients either type; sums are float32 or wider, in an or
 """
 
 from hpcnn.ops.cuda.activation import activation_backward, activation_forward, add_forward
-from hpcnn.ops.cuda.batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_statistics
+from hpcnn.ops.cuda.batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_statistics, batchnorm_track
 from hpcnn.ops.cuda.conv2d import conv2d_backward_input, conv2d_backward_weight, conv2d_forward
 from hpcnn.ops.cuda.dropout import dropout_backward, dropout_forward
 from hpcnn.ops.cuda.linear import linear_backward_input, linear_backward_weight, linear_forward
@@ -28,6 +28,7 @@ __all__ = [
     "batchnorm_backward",
     "batchnorm_forward",
     "batchnorm_statistics",
+    "batchnorm_track",
     "conv2d_backward_input",
     "conv2d_backward_weight",
     "conv2d_forward",

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcnn.arrays import Array, Padding, Pair, Shape
+from hpcnn.arrays import Array, Padding, Pair
 from hpcnn.geometry import output_size
 from hpcnn.ops.cuda import products
 from hpcnn.ops.cuda.columns import column_sums
 from hpcnn.ops.cuda.device import device
-from hpcnn.ops.cuda.products import Geometry, Kind, Problem
 
 
 def conv2d_forward(
@@ -28,9 +27,11 @@ def conv2d_forward(
     activation: str | None = None,
 ) -> Array:
     """See `hpcnn.ops.conv2d_forward`."""
-    size = output_size(x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
-    y = device().empty((x.shape[0], *size, weight.shape[0]), x.dtype)
-    problem = _problem("forward", x, x.shape, weight.shape[:3], size, stride, padding, dilation, groups)
+    shape, filters = x.shape, weight.shape[:3]
+    size = output_size(shape[1:3], filters[1:], stride, padding, dilation)
+    y = device().empty((shape[0], *size, filters[0]), x.dtype)
+    compute = products.compute_of(x)
+    problem = products.convolution("forward", compute, shape, filters, size, stride, padding, dilation, groups)
     products.run(problem, x, weight, bias, y, activation)
     return y
 
@@ -48,8 +49,8 @@ def conv2d_backward_input(
     """See `hpcnn.ops.conv2d_backward_input`."""
     size = grad_output.shape[1:3]
     grad_input = device().empty((grad_output.shape[0], *input_size, weight.shape[3] * groups), grad_output.dtype)
-    shape = grad_input.shape
-    problem = _problem("input", grad_output, shape, weight.shape[:3], size, stride, padding, dilation, groups)
+    shape, filters, compute = grad_input.shape, weight.shape[:3], products.compute_of(grad_output)
+    problem = products.convolution("input", compute, shape, filters, size, stride, padding, dilation, groups)
     products.run(problem, grad_output, weight, None, grad_input, None)
     return grad_input
 
@@ -70,24 +71,7 @@ def conv2d_backward_weight(
     filters = grad_output.shape[3]
     shape = (filters, *kernel_size, x.shape[3] // groups)
     grad_weight, grad_bias = out if out is not None else (device().empty(shape, np.float32), None)
-    size = grad_output.shape[1:3]
-    problem = _problem("weight", x, x.shape, shape[:3], size, stride, padding, dilation, groups)
+    size, compute = grad_output.shape[1:3], products.compute_of(x)
+    problem = products.convolution("weight", compute, x.shape, shape[:3], size, stride, padding, dilation, groups)
     products.run(problem, x, grad_output, grad_weight)
     return grad_weight, column_sums(grad_output.reshape(-1, filters), grad_bias) if bias else None
-
-
-def _problem(
-    kind: Kind,
-    of: Array,
-    x_shape: Shape,
-    filter_shape: Shape,
-    size: Pair,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-) -> Problem:
-    """Return a pass of the convolution of x (N, H, W, C) with filters (K, R, S); `of` has its element type."""
-    offsets = padding[0][0], padding[1][0]
-    geometry = Geometry._make((*x_shape, *filter_shape, *size, *stride, *offsets, *dilation, groups))
-    return Problem(kind, products.compute_of(of), geometry)

@@ -1,15 +1,26 @@
 """The door between the operators and whatever runs kernels: a GPU through CuPy, or the emulation of the tests.
 
 Operators of this package allocate with `device().empty` and launch with `device().launch`; they never import CuPy.
+
+A step of a deep network is hundreds of launches, and Python must queue them faster than the device runs them. What an
+operator does the same way for every array of a shape it therefore does once: functions that are `remembered` return
+launches that `device().prepare` has made ready, and a repeated call looks one up, allocates, and starts it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from hpcnn.arrays import Array, Shape
+
+Launch: TypeAlias = Callable[..., None]
+"""Starts a prepared kernel; takes what stood as `GIVEN` when it was prepared."""
+
+GIVEN: Any = object()
+"""In `Device.prepare`: an argument that every call brings, an array, None or a structure."""
 
 
 class Device(Protocol):
@@ -64,11 +75,28 @@ class Device(Protocol):
             Dynamic shared memory; more than 48 KiB is allowed.
         """
 
+    def prepare(
+        self,
+        source: str,
+        kernel: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        *args: Any,
+        shared_bytes: int = 0,
+    ) -> Launch:
+        """Return a function that starts a kernel as `launch` does, for what stands as `GIVEN` among `args`.
+
+        All other arguments are those of every call: NumPy scalars and structures, which must not change afterwards.
+        """
+
     def measure(self, run: Any, repeats: int = 5) -> float:
         """Return the median duration of `run()` in seconds, warmed up, as the device's own clock has it."""
 
 
 _device: Device | None = None
+_forgetful: list[Callable[[], None]] = []
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def device() -> Device:
@@ -87,12 +115,31 @@ def device() -> Device:
     return _device
 
 
+def remembered(function: F) -> F:
+    """Return a function that remembers its results, by hashable arguments, while the device in use is the same."""
+    found = lru_cache(maxsize=4096)(function)
+    _forgetful.append(found.cache_clear)
+    return found  # type: ignore[return-value]
+
+
+def when_changed(forget: Callable[[], None]) -> None:
+    """Have a function called whenever another device comes into use."""
+    _forgetful.append(forget)
+
+
 @contextmanager
 def use(chosen: Device) -> Iterator[Device]:
     """Run kernels on `chosen` inside a `with` block; for tests."""
-    global _device
-    before, _device = _device, chosen
+    before = _device
+    _change(chosen)
     try:
         yield chosen
     finally:
-        _device = before
+        _change(before)
+
+
+def _change(to: Device | None) -> None:
+    global _device
+    _device = to
+    for forget in _forgetful:
+        forget()

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from hpcnn.arrays import Array
+from hpcnn.arrays import Array, Shape
 from hpcnn.ops.cuda import types
-from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.device import GIVEN, Launch, device, remembered
 from hpcnn.ops.cuda.products import Compute
 
 THREADS = 256
@@ -38,22 +38,34 @@ def converted(weight: Array, compute: Compute, transposed: bool, *, align: int =
         (K, R, S, C / groups padded), or where `transposed` (C, R, S, K / groups padded); `weight` itself where nothing
         is to be done.
     """
-    k, r, s, depth = weight.shape
+    plan = _conversion(weight.shape, compute, transposed, align, groups)
+    if plan is None:
+        return weight
+    shape, dtype, launch = plan
+    out = device().empty(shape, dtype)
+    launch(weight, out)
+    return out
+
+
+@remembered
+def _conversion(
+    shape: Shape, compute: Compute, transposed: bool, align: int, groups: int
+) -> tuple[Shape, Any, Launch] | None:
+    """Return shape and type of converted filters, and what converts them; None where nothing is to be done."""
+    k, r, s, depth = shape
     dtype: Any = types.bfloat16() if compute == "bf16" else np.float32
     variant = {"fp32": "f32", "tf32": "tf32", "bf16": "bf16"}[compute]
     if not transposed:
         padded = -(-depth // align) * align
         if compute == "fp32" and padded == depth:
-            return weight
-        out = device().empty((k, r, s, padded), dtype)
-        args = (weight, out, np.int64(k * r * s), np.int32(depth), np.int32(padded))
+            return None
+        args = (GIVEN, GIVEN, np.int64(k * r * s), np.int32(depth), np.int32(padded))
         blocks = -(-k * r * s * padded // THREADS)
-        device().launch("filter", f"filter_plain_{variant}", (blocks,), (THREADS,), *args)
-        return out
+        launch = device().prepare("filter", f"filter_plain_{variant}", (blocks,), (THREADS,), *args)
+        return (k, r, s, padded), dtype, launch
     filters = k // groups
     padded = -(-filters // align) * align
-    out = device().empty((groups * depth, r, s, padded), dtype)
     numbers = (np.int32(n) for n in (filters, r * s, depth, padded))
     grid = (-(-depth // TILE), -(-padded // TILE), groups * r * s)
-    device().launch("filter", f"filter_transposed_{variant}", grid, (TILE, 8), weight, out, *numbers)
-    return out
+    launch = device().prepare("filter", f"filter_transposed_{variant}", grid, (TILE, 8), GIVEN, GIVEN, *numbers)
+    return (groups * depth, r, s, padded), dtype, launch

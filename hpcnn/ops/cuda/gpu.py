@@ -9,7 +9,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,14 @@ import numpy as np
 from hpcnn.arrays import Array, Shape
 from hpcnn.errors import DeviceError
 from hpcnn.ops.cuda import compile
+from hpcnn.ops.cuda.device import GIVEN
 
 DEBUG = "HPCNN_CUDA_DEBUG"
 DEFAULT_SHARED_BYTES = 48 << 10
 """A kernel gets this much shared memory without asking."""
 NULL = np.uint64(0)
+MAX_STRUCTURES = 1 << 13
+"""Structures whose addresses are remembered."""
 INSTALL = "`pip install 'hpcnn[cuda13]'` (or 'hpcnn[cuda12]' where the driver is older than 580)"
 # CUDA's numbers of errors.
 INSUFFICIENT_DRIVER = 35
@@ -60,6 +63,10 @@ class Gpu:
         self._functions: dict[tuple[str, str], Any] = {}
         self._checked: dict[tuple[Any, ...], Any] = {}
         self._shared: dict[tuple[str, str], int] = {}
+        self._ndarray = cupy.ndarray
+        # CuPy takes 6 us to find the address of a structure. Kept by identity, with the structure, which lives so long.
+        self._structures: dict[int, tuple[np.ndarray, Any]] = {}
+        self._null = self._constant(NULL)
         self._local = threading.local()
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
@@ -72,7 +79,7 @@ class Gpu:
         """
         self._make_current()
         try:
-            return self._cupy.ndarray(shape, dtype)
+            return self._ndarray(shape, dtype)
         except self._cupy.cuda.memory.OutOfMemoryError:
             raise self._out_of_memory(shape, dtype) from None
         except self._errors as error:
@@ -133,15 +140,81 @@ class Gpu:
         if shared_bytes > DEFAULT_SHARED_BYTES and shared_bytes > self._shared.get((source, kernel), 0):
             self._allow_shared(source, kernel, function, shared_bytes)
         try:
-            function(tuple(grid), tuple(block), [NULL if arg is None else arg for arg in args], shared_bytes)
+            function(tuple(grid), tuple(block), [self._passed(arg) for arg in args], shared_bytes)
             if self._debug:
                 self._cupy.cuda.get_current_stream().synchronize()
         except self._errors as error:
-            sizes = f"grid {tuple(grid)}, block {tuple(block)}, {shared_bytes} bytes of shared memory"
-            raise DeviceError(
-                f"gpu: kernel {kernel} ({source}.cu; {sizes}) failed on {self.name}: {error}. "
-                f"{'Report it.' if self._debug else f'Set {DEBUG}=1 to see whether an earlier kernel is to blame.'}"
-            ) from None
+            raise self._failed(source, kernel, grid, block, shared_bytes, error) from None
+
+    def prepare(
+        self,
+        source: str,
+        kernel: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        *args: Any,
+        shared_bytes: int = 0,
+    ) -> Callable[..., None]:
+        """Return a launch that is ready but for what is `GIVEN`; see `Device.prepare`.
+
+        Arguments are checked at the first call; with HPCNN_CUDA_DEBUG=1, always.
+        """
+        grid, block = tuple(grid), tuple(block)
+        places = [place for place, arg in enumerate(args) if arg is GIVEN]
+        template = [None if arg is GIVEN else self._constant(arg) for arg in args]
+        array, local, null, passed = self._ndarray, self._local, self._null, self._passed
+        function: Any = None
+
+        def first(given: Sequence[Any]) -> None:
+            whole = list(args)
+            for place, arg in zip(places, given, strict=True):
+                whole[place] = arg
+            self.launch(source, kernel, grid, block, *whole, shared_bytes=shared_bytes)
+
+        def start(*given: Any) -> None:
+            nonlocal function
+            if function is None or not hasattr(local, "ready"):
+                first(given)
+                function = None if self._debug else self._functions[source, kernel]
+                return
+            full = template.copy()
+            for place, arg in zip(places, given, strict=True):
+                full[place] = arg if type(arg) is array else null if arg is None else passed(arg)
+            try:
+                function(grid, block, full, shared_bytes)
+            except self._errors as error:
+                raise self._failed(source, kernel, grid, block, shared_bytes, error) from None
+
+        return start
+
+    def _passed(self, arg: Any) -> Any:
+        """Return an argument as CuPy takes it without delay."""
+        if arg is None:
+            return self._null
+        if type(arg) is not np.ndarray:
+            return arg
+        found = self._structures.get(id(arg))
+        if found is None:
+            if len(self._structures) >= MAX_STRUCTURES:
+                self._structures.clear()
+            found = self._structures[id(arg)] = arg, self._constant(arg)
+        return found[1]
+
+    def _constant(self, arg: Any) -> Any:
+        """Return a NumPy scalar or a structure as CuPy's own argument, which holds its address; others as they are."""
+        if isinstance(arg, np.generic):
+            arg = np.asarray(arg)
+        return self._cupy.cuda.function.CNumpyArray(arg) if isinstance(arg, np.ndarray) else arg
+
+    def _failed(
+        self, source: str, kernel: str, grid: Sequence[int], block: Sequence[int], shared_bytes: int, error: Exception
+    ) -> DeviceError:
+        """Return what to raise where CUDA refuses a launch."""
+        sizes = f"grid {tuple(grid)}, block {tuple(block)}, {shared_bytes} bytes of shared memory"
+        return DeviceError(
+            f"gpu: kernel {kernel} ({source}.cu; {sizes}) failed on {self.name}: {error}. "
+            f"{'Report it.' if self._debug else f'Set {DEBUG}=1 to see whether an earlier kernel is to blame.'}"
+        )
 
     def synchronize(self) -> None:
         """Wait for all that was started on the current stream.

@@ -26,16 +26,16 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from hpcnn.arrays import Array
+from hpcnn.arrays import Array, Padding, Pair, Shape
 from hpcnn.ops import backend
 from hpcnn.ops.cuda import tuning, types
-from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.device import device, when_changed
 
 Kind: TypeAlias = Literal["forward", "input", "weight"]
 Compute: TypeAlias = Literal["fp32", "tf32", "bf16"]
@@ -80,6 +80,13 @@ class Problem:
     compute: Compute
     geometry: Geometry
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.kind, self.compute, self.geometry))
+
     @cached_property
     def struct(self) -> np.ndarray:
         """`struct Conv2d`, as kernels take it."""
@@ -120,11 +127,11 @@ class Candidate(NamedTuple):
     run: Callable[..., None]
 
 
-MODULES = ("wgmma", "mma", "simt", "naive")
+MODULES = ("halo", "wgmma", "mma", "simt", "naive")
 """Modules of this package that offer candidates, the likely fastest first."""
 
 _forced: str | None = None
-_chosen: dict[tuple[str, Problem, str | None], Candidate] = {}
+_chosen: dict[tuple[Problem, str | None], Candidate] = {}
 
 
 @contextmanager
@@ -145,7 +152,7 @@ def candidates(problem: Problem) -> list[Candidate]:
 
 def run(problem: Problem, *operands: Any) -> None:
     """Compute a problem by whoever is fastest; see the head of this file for the operands."""
-    key = (device().name, problem, _forced)
+    key = (problem, _forced)
     chosen = _chosen.get(key)
     if chosen is None:
         chosen = _chosen[key] = choose(problem, candidates(problem), operands)
@@ -184,6 +191,9 @@ def forget() -> None:
     _chosen.clear()
 
 
+when_changed(forget)
+
+
 def _narrow(problem: Problem) -> bool:
     """Return whether tiles of matrices would be empty for the most part, as in a convolution channel by channel."""
     return problem.kind != "weight" and problem.geometry.groups > 1 and problem.gemm[1] < 16
@@ -192,6 +202,23 @@ def _narrow(problem: Problem) -> bool:
 def compute_of(x: Array) -> Compute:
     """Return what products of an array like `x` are computed in."""
     return backend.compute() if x.dtype == np.float32 else "bf16"
+
+
+@lru_cache(4096)
+def convolution(
+    kind: Kind,
+    compute: Compute,
+    x_shape: Shape,
+    filters: tuple[int, int, int],
+    size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Problem:
+    """Return a pass of the convolution of x (N, H, W, C) with filters (K, R, S), whose output is of `size` (P, Q)."""
+    offsets = padding[0][0], padding[1][0]
+    return Problem(kind, compute, Geometry._make((*x_shape, *filters, *size, *stride, *offsets, *dilation, groups)))
 
 
 def scratch(num_floats: int) -> Array:

@@ -7,7 +7,7 @@ the host, which only the emulation computes on, a plain description takes the pl
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -44,6 +44,28 @@ ALIGNMENT = 64
 # Numbers of cuda.h. Copying as tf32 rounds float32 to tf32 on the way.
 TFLOAT32, BFLOAT16 = 11, 9
 NO_INTERLEAVE, SWIZZLE_128B, PROMOTE_256B, FILL_ZEROS = 0, 3, 3, 0
+
+
+MOST_MAPS = 256
+"""Addresses that `ByAddress` remembers at a time."""
+
+
+class ByAddress:
+    """Makes maps of arrays that differ in their addresses only, and remembers them."""
+
+    def __init__(self, make: Callable[[Array], np.ndarray]) -> None:
+        self._make = make
+        self._found: dict[int, np.ndarray] = {}
+
+    def __call__(self, x: Array) -> np.ndarray:
+        """Return the map of an array."""
+        address = x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
+        found = self._found.get(address)
+        if found is None:
+            if len(self._found) >= MOST_MAPS:
+                self._found.clear()
+            found = self._found[address] = self._make(x)
+        return found
 
 
 def tiled(x: Array, extents: Sequence[int], box: Sequence[int]) -> np.ndarray:

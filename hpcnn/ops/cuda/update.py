@@ -34,17 +34,19 @@ def sgd_update(
     weight_decay: float = 0.0,
     nesterov: bool = False,
     scale: float = 1.0,
+    spared: Array | None = None,
+    first: int = 0,
 ) -> None:
     """See `hpcnn.ops.sgd_update`."""
-    numbers = map(np.float32, (lr, momentum, weight_decay, scale))
-    elementwise("update", "update_sgd", "f32", _WIDTH, (value, grad, velocity), *numbers, np.int32(nesterov))
+    numbers = (*map(np.float32, (lr, momentum, weight_decay, scale)), np.int32(nesterov), *_spared(spared, first))
+    elementwise("update", "update_sgd", "f32", _WIDTH, (value, grad, velocity), *numbers)
 
 
 def adam_update(
     value: Array,
     grad: Array,
-    first: Array,
-    second: Array,
+    first_moment: Array,
+    second_moment: Array,
     *,
     lr: float,
     beta1: float = 0.9,
@@ -54,12 +56,15 @@ def adam_update(
     decoupled: bool = False,
     step: int,
     scale: float = 1.0,
+    spared: Array | None = None,
+    first: int = 0,
 ) -> None:
     """See `hpcnn.ops.adam_update`."""
     rate, root = lr / (1.0 - beta1 ** (step + 1)), 1.0 / math.sqrt(1.0 - beta2 ** (step + 1))
     keep, decay = (1.0 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     numbers = (beta1, beta2, 1.0 - beta1, 1.0 - beta2, rate, root, epsilon, decay, keep, scale)
-    elementwise("update", "update_adam", "f32", _WIDTH, (value, grad, first, second), np.array(numbers, ADAM))
+    arguments = np.array(numbers, ADAM), *_spared(spared, first)
+    elementwise("update", "update_adam", "f32", _WIDTH, (value, grad, first_moment, second_moment), *arguments)
 
 
 def lars_update(
@@ -75,6 +80,11 @@ def lars_update(
     """See `hpcnn.ops.lars_update`."""
     numbers = map(np.float32, (rate, momentum, weight_decay, scale))
     elementwise("update", "update_lars", "f32", _WIDTH, (value, grad, velocity), *numbers)
+
+
+def _spared(spared: Array | None, first: int) -> tuple[Array | None, np.int32, np.int64]:
+    """Return the arguments of `struct Spared`."""
+    return spared, np.int32(0 if spared is None else spared.shape[0]), np.int64(first)
 
 
 def squared_norm(x: Array) -> float:

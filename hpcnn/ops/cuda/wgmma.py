@@ -10,54 +10,26 @@ and columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcnn.arrays import Array, Pair
+from hpcnn.arrays import Array, Pair, Shape
 from hpcnn.ops.cuda import filters, tensor_map, types
-from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.device import GIVEN, Launch, device, remembered
 from hpcnn.ops.cuda.products import Candidate, Problem, scratch
+from hpcnn.ops.cuda.wgmma_tiles import PIXEL_TILES, ROW, WEIGHT_TILES, Tile, clusters, offered, plans
 
-SOURCE = "conv2d_wgmma"
 ARCHITECTURE = 90
 THREADS = 384
-SLAB_BYTES = 2 * 64 * (256 + 16)
-BARRIER_BYTES = 2 * 8 * 8
-ROW = 128
-"""Bytes of a step along the summed dimension."""
 CORNERS = range(-128, 128)
 """What the copy engine can encode of corners of the base pixels' box, of steps, and of a tap's distance."""
 MAX_STRIDE, MAX_REACH = 8, 255
 MAX_PIXELS = 2**31 - 512
-OFFERED = 4
-MIN_STEPS = 8
-"""Steps that a split product leaves a block at least."""
 
-
-class Tile(NamedTuple):
-    """A block's part of a product; rates are guesses of the share of peak speed, to order candidates."""
-
-    rows: int
-    columns: int
-    stages: int
-    rate: float
-
-    @property
-    def name(self) -> str:
-        """How kernels name it."""
-        return f"{self.rows}x{self.columns}"
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory."""
-        return self.stages * (self.rows + self.columns) * ROW + SLAB_BYTES + BARRIER_BYTES
-
-
-PIXEL_TILES = (Tile(128, 256, 4, 1.0), Tile(256, 128, 4, 0.95), Tile(128, 128, 6, 0.8), Tile(128, 64, 8, 0.5))
-WEIGHT_TILES = (Tile(128, 256, 4, 1.0), Tile(256, 128, 4, 0.95), Tile(128, 192, 4, 0.9), Tile(128, 128, 6, 0.8))
 
 _PIXELS = ("rows", "height", "width", "stride_h", "stride_w", "corner_h", "corner_w")
 _WINDOWS = ("taps_h", "taps_w", "step_h", "step_w", "first", "tap_h", "tap_w", "chunks")
@@ -125,10 +97,11 @@ def candidates(problem: Problem) -> list[Candidate]:
         return []
     rows, columns, _ = problem.gemm
     steps = max(walk.taps[0] * walk.taps[1] for walk in walks) * _chunks(problem, summed)
-    tiles = PIXEL_TILES
+    tiles = tuple(tile for tile in PIXEL_TILES if tile.plain or problem.compute == "bf16")
     splits = 1 if len(walks) > 1 else device().num_processors
-    plans = _plans(tiles, rows, lambda tile: -(-columns // tile.columns), steps, splits)
-    return [candidate(problem, tile, n) for tile, n in plans]
+    found = plans(tiles, (rows, columns), steps, splits, problem.storage.itemsize)
+    found = offered([plan for plan in found if plan[0].plain or plan[1] == 1])
+    return [candidate(problem, tile, n) for tile, n in found]
 
 
 def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
@@ -149,21 +122,8 @@ def _weight_candidates(problem: Problem) -> list[Candidate]:
         return []
     units = g.r * g.s * -(-g.c // 64)
     steps = -(-g.n * g.p * g.q // 64)
-    plans = _plans(WEIGHT_TILES, g.k, lambda tile: -(-units * 64 // tile.columns), steps, device().num_processors)
-    return [candidate(problem, tile, n) for tile, n in plans]
-
-
-def _plans(tiles: tuple[Tile, ...], rows: int, across: Any, steps: int, max_splits: int) -> list[tuple[Tile, int]]:
-    """Return tiles and in how many parts to sum, the likely fastest first; few, because each may be measured."""
-    cost = {}
-    for tile in tiles:
-        places = -(-rows // tile.rows) * across(tile)
-        for splits in {2**i for i in range(9) if 2**i <= max(1, min(max_splits, steps // MIN_STEPS))}:
-            turns = -(-places * splits // device().num_processors)
-            cycles = turns * (-(-steps // splits) * tile.rows * tile.columns / 32 / tile.rate + 2500)
-            partial = 4 * places * tile.rows * tile.columns * (splits + 1) / 1500 + 5000 if splits > 1 else 0
-            cost[tile, splits] = cycles + partial
-    return sorted(cost, key=lambda plan: cost[plan])[:OFFERED]
+    found = plans(WEIGHT_TILES, (g.k, units * 64), steps, device().num_processors, 4)
+    return [candidate(problem, tile, n) for tile, n in offered(found)]
 
 
 def _chunks(problem: Problem, channels: int) -> int:
@@ -254,75 +214,88 @@ class _PixelProduct:
 
     def __init__(self, problem: Problem, walks: list[Walk], tile: Tile, splits: int) -> None:
         self._problem, self._walks, self._tile, self._splits = problem, walks, tile, splits
-        self._structs: dict[tuple[Walk, Any], np.ndarray] = {}
+        self._transposed = problem.kind == "input"
+        self._multiply = {
+            activation: [self._product(walk, number) for walk in walks]
+            for activation, number in types.ACTIVATIONS.items()
+            if splits == 1 or activation is None
+        }
 
     def __call__(self, x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
-        turned = filters.converted(weight, self._problem.compute, transposed=self._problem.kind == "input")
-        number = types.ACTIVATIONS[activation]
+        turned = filters.converted(weight, self._problem.compute, transposed=self._transposed)
         if self._splits == 1:
-            for walk in self._walks:
-                self._multiply(walk, x, turned, bias, y, number)
+            for multiply in self._multiply[activation]:
+                multiply(x, turned, bias, y)
             return
         partial = scratch(self._splits * y.size)
-        self._multiply(self._walks[0], x, turned, None, partial, types.ACTIVATIONS[None])
-        _sum(partial, bias, y, self._splits, number)
+        self._multiply[None][0](x, turned, None, partial)
+        _sum(y.shape, y.dtype, self._splits, activation)(partial, bias, y)
 
-    def _multiply(self, walk: Walk, x: Array, turned: Array, bias: Array | None, y: Array, activation: Any) -> None:
-        """Multiply the pixels of one walk."""
-        columns, taps, width, tile = turned.shape[0], turned.shape[1] * turned.shape[2], ROW // x.itemsize, self._tile
-        rows = x.shape[0] * walk.grid[0] * walk.grid[1]
-        numbers = self._structs.get((walk, activation))
-        if numbers is None:  # made once: it takes longer than a launch
-            images, size = x.shape[0], y.size // self._splits
-            dense = walk.out_row == walk.grid[1] * walk.out_pixel and size == rows * walk.out_pixel
-            fields = (
-                *(walk.out_first, size, size // images, walk.out_row, walk.out_pixel),
-                *(rows, *walk.grid, *walk.stride, *walk.corner),
-                *(*walk.taps, *walk.step, walk.first, *walk.tap, -(-x.shape[3] // width)),
-                *(columns, self._splits, activation, dense),
-            )
-            numbers = self._structs[walk, activation] = np.array(fields, FORWARD)
-        items = -(-rows // tile.rows) * -(-columns // tile.columns) * self._splits
-        pixels = tensor_map.im2col(x, 128, walk.corner, walk.upper(x.shape[1:3]), walk.stride)
-        filter_map = tensor_map.tiled(turned, (x.shape[3], taps, columns), (width, 1, tile.columns))
+    def _product(self, walk: Walk, activation: np.int32) -> Callable[[Array, Array, Array | None, Array], None]:
+        """Return what multiplies the pixels of one walk, given images, filters, bias and output."""
+        g, tile, size = self._problem.geometry, self._tile, self._problem.storage.itemsize
+        forward = self._problem.kind == "forward"
+        extent, channels, columns = ((g.h, g.w), g.c, g.k) if forward else ((g.p, g.q), g.k, g.c)
+        elements = g.n * (g.p * g.q * g.k if forward else g.h * g.w * g.c)
+        taps, width, rows = g.r * g.s, ROW // size, g.n * walk.grid[0] * walk.grid[1]
+        dense = walk.out_row == walk.grid[1] * walk.out_pixel and elements == rows * walk.out_pixel
+        fields = (
+            *(walk.out_first, elements, elements // g.n, walk.out_row, walk.out_pixel),
+            *(rows, *walk.grid, *walk.stride, *walk.corner),
+            *(*walk.taps, *walk.step, walk.first, *walk.tap, -(-channels // width)),
+            *(columns, self._splits, activation, dense),
+        )
+        items = tile.items(rows, columns) * self._splits
         split = self._splits > 1 and self._problem.compute == "bf16"
         kernel = f"conv2d_{'partial' if split else 'forward'}_wgmma_{tile.name}_{self._problem.compute}"
-        _launch(kernel, tile, items, pixels, filter_map, bias, y, numbers)
+        launch = _prepare(kernel, tile, items, GIVEN, GIVEN, GIVEN, GIVEN, np.array(fields, FORWARD))
+        upper, (corner, stride) = walk.upper(extent), (walk.corner, walk.stride)
+        pixels = tensor_map.ByAddress(lambda x: tensor_map.im2col(x, tile.box, corner, upper, stride))
+        box = (width, 1, tile.columns // tile.down)
+        turned_map = tensor_map.ByAddress(lambda turned: tensor_map.tiled(turned, (channels, taps, columns), box))
+
+        def multiply(x: Array, turned: Array, bias: Array | None, y: Array) -> None:
+            launch(pixels(x), turned_map(turned), bias, y)
+
+        return multiply
 
 
 class _WeightProduct:
     """Runs a weight gradient; see `products` for the operands."""
 
     def __init__(self, problem: Problem, walk: Walk, tile: Tile, splits: int) -> None:
-        self._walk, self._tile, self._splits = walk, tile, splits
+        self._splits = splits
         g, taps = problem.geometry, walk.taps[0] * walk.taps[1]
-        self._rows = g.n * g.p * g.q
+        rows = g.n * g.p * g.q
         fields = (
-            *(g.k * taps * g.c, self._rows, *walk.grid, *walk.stride, *walk.corner),
+            *(g.k * taps * g.c, rows, *walk.grid, *walk.stride, *walk.corner),
             *(g.k, g.c, walk.taps[1], taps, *walk.step, splits),
         )
-        self._struct = np.array(fields, WEIGHT)
-        columns = taps * -(-g.c // 64) * 64
-        self._items = -(-g.k // tile.rows) * -(-columns // tile.columns) * splits
+        items = tile.items(g.k, taps * -(-g.c // 64) * 64) * splits
+        kernel = f"conv2d_weight_wgmma_{tile.name}_bf16"
+        self._launch = _prepare(kernel, tile, items, GIVEN, GIVEN, GIVEN, np.array(fields, WEIGHT))
+        upper = walk.upper((g.h, g.w))
+        self._pixels = tensor_map.ByAddress(lambda x: tensor_map.im2col(x, 64, walk.corner, upper, walk.stride))
+        self._grads = tensor_map.ByAddress(lambda grad: tensor_map.tiled(grad, (g.k, rows), (64, 64)))
 
     def __call__(self, x: Array, grad_output: Array, grad_weight: Array) -> None:
-        walk, tile = self._walk, self._tile
-        pixels = tensor_map.im2col(x, 64, walk.corner, walk.upper(x.shape[1:3]), walk.stride)
-        grads = tensor_map.tiled(grad_output, (grad_output.shape[3], self._rows), (64, 64))
         out = grad_weight if self._splits == 1 else scratch(self._splits * grad_weight.size)
-        _launch(f"conv2d_weight_wgmma_{tile.name}_bf16", tile, self._items, pixels, grads, out, self._struct)
+        self._launch(self._pixels(x), self._grads(grad_output), out)
         if self._splits > 1:
-            _sum(out, None, grad_weight, self._splits, types.ACTIVATIONS[None])
+            _sum(grad_weight.shape, grad_weight.dtype, self._splits, None)(out, None, grad_weight)
 
 
-def _launch(kernel: str, tile: Tile, items: int, *args: Any) -> None:
-    """Start a kernel whose blocks, one a processor, share out `items` tiles."""
-    blocks = min(items, device().num_processors)
-    device().launch(SOURCE, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
+def _prepare(kernel: str, tile: Tile, items: int, *args: Any) -> Launch:
+    """Return a kernel whose clusters of blocks, one block a processor, share out `items` tiles of clusters."""
+    blocks = min(items, clusters(tile)) * tile.cluster
+    return device().prepare(tile.source, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
 
 
-def _sum(partial: Array, bias: Array | None, y: Array, splits: int, activation: Any) -> None:
-    """Add up the parts of a split product."""
-    blocks = min(-(-y.size // 256), 16 * device().num_processors)
-    numbers = np.int64(y.size), np.int32(splits), np.int32(y.shape[-1]), activation
-    device().launch(SOURCE, f"conv2d_sum_wgmma_{types.suffix(y.dtype)}", (blocks,), (256,), partial, bias, y, *numbers)
+@remembered
+def _sum(shape: Shape, dtype: Any, splits: int, activation: str | None) -> Launch:
+    """Return the kernel that adds up the parts of a split product."""
+    size = prod(shape)
+    blocks = min(-(-size // 256), 16 * device().num_processors)
+    numbers = np.int64(size), np.int32(splits), np.int32(shape[-1]), types.ACTIVATIONS[activation]
+    kernel = f"conv2d_sum_wgmma_{types.suffix(dtype)}"
+    return device().prepare("conv2d_wgmma", kernel, (blocks,), (256,), GIVEN, GIVEN, GIVEN, *numbers)

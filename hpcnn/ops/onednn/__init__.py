@@ -9,6 +9,7 @@ speed of float32; and where the library is slow, rounds sums on the way, or errs
 """
 
 from hpcnn.ops.cpu import dropout_backward, dropout_forward, softmax_cross_entropy
+from hpcnn.ops.cpu.batchnorm import batchnorm_track
 from hpcnn.ops.cpu.widened import through_float32
 from hpcnn.ops.onednn import batchnorm, conv2d, linear, pointwise, pool2d
 from hpcnn.ops.onednn.library import available, describe
@@ -46,6 +47,7 @@ __all__ = [
     "batchnorm_backward",
     "batchnorm_forward",
     "batchnorm_statistics",
+    "batchnorm_track",
     "conv2d_backward_input",
     "conv2d_backward_weight",
     "conv2d_forward",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hpcnn import ops
+from hpcnn.ops import cpu
 from hpcnn.ops.cuda import batchnorm
 from tests import reference
 from tests.checks import assert_close
@@ -177,3 +178,15 @@ def test_two_runs_have_the_same_bits_and_the_public_functions_come_here(on_devic
         gradients = ops.batchnorm_backward(grad, x, gamma, mean, var, mask, **both)
         results.append([on_device.download(array).tobytes() for array in (y, mean, var, *gradients)])
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_running_statistics_have_the_bits_of_numpy(device, random, dtype):
+    mean, var = random.standard_normal(300).astype(dtype), random.uniform(0.5, 2.0, 300).astype(dtype)
+    before = random.standard_normal(300).astype(np.float32), random.uniform(0.5, 2.0, 300).astype(np.float32)
+    expected = [array.copy() for array in before]
+    cpu.batchnorm_track(np.float64(mean), np.float64(var), *expected, momentum=0.1, count=7)
+    running = [device.upload(array) for array in before]
+    batchnorm.batchnorm_track(device.upload(mean), device.upload(var), *running, momentum=0.1, count=7)
+    for one, other in zip(expected, running, strict=True):
+        assert np.array_equal(one, device.download(other))

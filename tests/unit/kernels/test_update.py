@@ -64,6 +64,27 @@ def test_adam_follows_its_formula(device, random, size, put, decoupled, decay, s
         assert_near(expected, device.download(actual))
 
 
+@pytest.mark.parametrize("rule", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize(("begin", "end"), [(0, 4000), (4, 4000), (3, 2990), (1000, 1500), (1205, 1290)])
+def test_spared_ranges_take_the_bits_of_an_update_without_decay(device, random, rule, begin, end):
+    bounds = [(0, 1), (7, 9), (10, 12), (1000, 1500), (2048, 2112), (3999, 4000)]
+    host = arrays(random, 4000, 3 if rule == "sgd" else 4)
+    options = {"lr": 0.1, "momentum": 0.9} if rule == "sgd" else {"lr": 0.1, "step": 3, "decoupled": rule == "adamw"}
+    run = update.sgd_update if rule == "sgd" else update.adam_update
+    results = []
+    for decay in (0.0, 0.3):
+        there = [device.upload(x[begin:end]) for x in host]
+        run(*there, weight_decay=decay, **options)
+        results.append([device.download(x) for x in there])
+    spared = np.zeros(4000, bool)
+    for start, stop in bounds:
+        spared[start:stop] = True
+    there = [device.upload(x[begin:end]) for x in host]
+    run(*there, weight_decay=0.3, spared=device.upload(np.array(bounds, np.int64)), first=begin, **options)
+    for without, decayed, actual in zip(*results, there, strict=True):
+        np.testing.assert_array_equal(np.where(spared[begin:end], without, decayed), device.download(actual))
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("put", PLACES)
 def test_lars_follows_its_formula(device, random, size, put):

@@ -1,5 +1,6 @@
 import math
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -166,3 +167,20 @@ def test_threads_are_as_many_as_openmp_has_or_as_the_process_has_cores(monkeypat
 def test_a_thread_count_below_one_is_refused():
     with pytest.raises(ValueError, match=r"number of threads \(=0\) must be at least 1"):
         update.set_num_threads(0)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize(("begin", "end"), [(0, 40), (3, 29), (10, 15), (12, 14)])
+def test_spared_ranges_are_updated_without_decay(rule, begin, end) -> None:
+    bounds, random = [(0, 1), (7, 9), (10, 15), (39, 40)], np.random.default_rng(5)
+    host = [abs(random.standard_normal(40)) for _ in range(3 if rule == "sgd" else 4)]
+    run = update.sgd_update if rule == "sgd" else partial(update.adam_update, step=2)
+    results = []
+    for decay in (0.0, 0.3):
+        results.append([x[begin:end].copy() for x in host])
+        run(*results[-1], lr=0.1, weight_decay=decay)
+    spared = np.array([any(start <= i < stop for start, stop in bounds) for i in range(begin, end)])
+    actual = [x[begin:end].copy() for x in host]
+    run(*actual, lr=0.1, weight_decay=0.3, spared=np.array(bounds), first=begin)
+    for without, decayed, found in zip(*results, actual, strict=True):
+        np.testing.assert_array_equal(np.where(spared, without, decayed), found)

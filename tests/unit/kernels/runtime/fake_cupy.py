@@ -112,6 +112,14 @@ class Driver:
         return event
 
 
+class Constant:
+    """An argument that holds the address of a number or structure."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        assert isinstance(value, np.ndarray)
+        self.value = value
+
+
 class Function:
     """A kernel."""
 
@@ -152,7 +160,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Driver:
             funcSetAttribute=driver.set_attribute,
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
         ),
-        function=SimpleNamespace(Module=driver.module),
+        function=SimpleNamespace(Module=driver.module, CNumpyArray=Constant),
         get_current_stream=lambda: stream,
         get_elapsed_time=lambda before, after: after.time - before.time,
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hpcnn.errors import DeviceError
+from hpcnn.ops.cuda.device import GIVEN
 from hpcnn.ops.cuda.gpu import load
 from tests.unit.kernels.runtime import fake_cupy
 from tests.unit.kernels.runtime.fake_compiler import Counting
@@ -45,9 +46,45 @@ def test_launch_compiles_and_loads_once_and_passes_null_for_none(gpu: fake_cupy.
     name, grid, block, args, shared = gpu.launches[0]
     assert (name, grid, block, shared) == ("add_f32", (2,), (128, 1), 0)
     assert args[0] is x
-    assert (type(args[1]), int(args[1])) == (np.uint64, 0)
-    assert args[3] is structure
+    assert (args[1].value.dtype, int(args[1].value)) == (np.uint64, 0)
+    assert args[3].value is structure
     assert len(gpu.launches) == 4
+
+
+def test_prepared_launch_takes_what_is_given_in_its_place(gpu: fake_cupy.Driver) -> None:
+    found = gpu.make()
+    x, structure = found.empty((4,), np.float32), np.array((1, 2), [("a", np.int32), ("b", np.int32)])
+    number = np.int32(3)
+    launch = found.prepare("plain", "k", [2], (64,), GIVEN, number, GIVEN, GIVEN, shared_bytes=64 << 10)
+    assert gpu.launches == []
+    for _ in range(3):
+        launch(x, None, structure)
+    launch(x, structure, None)
+    assert gpu.allowed == [("k", 64 << 10)]
+    assert gpu.functions == ["k"]
+    for name, grid, block, args, shared in gpu.launches:
+        assert (name, grid, block, shared, args[0]) == ("k", (2,), (64,), 64 << 10, x)
+        assert getattr(args[1], "value", args[1]) == number
+    assert [args[2].value is structure for _, _, _, args, _ in gpu.launches] == [False, False, False, True]
+    assert gpu.launches[1][3][3].value is structure
+    for given in ((x,), (x, None, structure, x)):
+        with pytest.raises(ValueError, match="zip"):
+            launch(*given)
+    gpu.error_in = "launch"
+    with pytest.raises(DeviceError, match=r"kernel k \(plain\.cu; grid \(2,\), block \(64,\), 65536 bytes"):
+        launch(x, None, structure)
+
+
+def test_prepared_launch_checks_its_arguments_at_first_and_in_each_thread(gpu: fake_cupy.Driver) -> None:
+    found = gpu.make()
+    launch = found.prepare("plain", "k", (1,), (1,), GIVEN)
+    with pytest.raises(ValueError, match="argument 0 is a view with gaps"):
+        launch(fake_cupy.view_with_gaps())
+    x = found.empty((4,), np.float32)
+    launch(x)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(launch, x).result()
+    assert len(set(gpu.made_current)) == 2
 
 
 def test_shared_memory_beyond_the_default_is_asked_for_once(gpu: fake_cupy.Driver) -> None:
