@@ -71,7 +71,7 @@ class Tile(NamedTuple):
         loaded = (self.rows / self.across + self.columns / self.down) * ROW
         multiplying = steps * max(area / 32, loaded / L2_BYTES_PER_CYCLE)
         storing = 500 + area * out_bytes / STORED_BYTES_PER_CYCLE
-        return max(multiplying, storing) + 200 if self.alternate else multiplying + storing
+        return max(multiplying, (multiplying + storing) / 2) if self.alternate else multiplying + storing
 
 
 L2_BYTES_PER_CYCLE, STORED_BYTES_PER_CYCLE = 40, 8
