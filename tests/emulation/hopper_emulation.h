@@ -150,6 +150,30 @@ inline void start_copy(void* shared, const Map& map, uint64* barrier, const int 
     tensor_copies[num_tensor_copies++] = copy;
 }
 
+// Stores read shared memory at the wait for their group.
+struct TensorStore {
+    unsigned int thread, group, shared;
+    Map map;
+    int coordinates[2];
+};
+constexpr int MAX_TENSOR_STORES = 256;
+static TensorStore tensor_stores[MAX_TENSOR_STORES];
+static int num_tensor_stores = 0;
+static unsigned int store_groups[MAX_THREADS];
+
+inline unsigned int my_number() { return state.current->rank * state.block_threads + threadIdx.x; }
+
+inline void store_box(const TensorStore& store) {
+    const Map& map = store.map;
+    for (unsigned int row = 0; row < map.box[1]; row++)
+        for (unsigned int i = 0; i < map.box[0]; i++) {
+            const long long at[4] = {store.coordinates[0] + i, store.coordinates[1] + row, 0, 0};
+            if (!inside(map, at)) continue;
+            std::memcpy(reinterpret_cast<unsigned char*>(map.address) + at[0] * map.element_bytes + at[1] * map.strides[0],
+                        swizzled(store.shared + row * 128 + i * map.element_bytes), map.element_bytes);
+        }
+}
+
 // ---- products ----
 
 struct Product {
@@ -166,7 +190,7 @@ struct Products {
     bool fenced;
 };
 static Products products[MAX_THREADS];
-inline Products& my_products() { return products[state.current->rank * state.block_threads + threadIdx.x]; }
+inline Products& my_products() { return products[my_number()]; }
 
 // Element (i, k) of a matrix: i counts rows of A or columns of B.
 inline float element(uint64 descriptor, bool transposed, int element_bytes, int i, int k) {
@@ -225,7 +249,7 @@ inline void begin_cluster() {
     static unsigned long long turn = 0;
     if (turn == state.turn) return;
     turn = state.turn;
-    num_tensor_copies = cluster_barrier.arrived = 0;
+    num_tensor_copies = num_tensor_stores = cluster_barrier.arrived = 0;
     for (Products& one : products) one.count = one.fenced = 0;
     for (auto& block : named_barriers)
         for (NamedBarrier& named : block) named.arrived = 0;
@@ -316,6 +340,27 @@ inline void load_tiled_3d(void* shared, const TensorMap* map, uint64* barrier, i
 inline void load_im2col(void* shared, const TensorMap* map, uint64* barrier, int c, int w, int h, int n, int offset_w,
                         int offset_h) {
     emulation::start_copy(shared, emulation::open_map(map, true, 4), barrier, {c, w, h, n}, {offset_w, offset_h});
+}
+
+inline void store_tiled_2d(const TensorMap* map, const void* shared, int c0, int c1) {
+    using namespace emulation;
+    const Map& m = open_map(map, false, 2);
+    if (num_tensor_stores == MAX_TENSOR_STORES) fail("more than %d tensor stores at once", MAX_TENSOR_STORES);
+    if (window(shared) % 1024) fail("a swizzled store from address %u, not a multiple of 1024", window(shared));
+    tensor_stores[num_tensor_stores++] = {my_number(), store_groups[my_number()], window(shared), m, {c0, c1}};
+}
+inline void store_commit() { emulation::store_groups[emulation::my_number()]++; }
+template <int newest> inline void store_wait() {
+    using namespace emulation;
+    int kept = 0;
+    for (int i = 0; i < num_tensor_stores; i++) {
+        const TensorStore store = tensor_stores[i];
+        if (store.thread != my_number() || store.group + newest >= store_groups[my_number()])
+            tensor_stores[kept++] = store;
+        else
+            store_box(store);
+    }
+    num_tensor_stores = kept;
 }
 
 inline void multicast_tiled_2d(void* shared, const TensorMap* map, uint64* barrier, int ranks, int c0, int c1) {

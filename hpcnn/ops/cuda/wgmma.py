@@ -40,7 +40,7 @@ def _struct(longs: tuple[str, ...], ints: tuple[str, ...]) -> np.dtype[Any]:
 
 FORWARD = _struct(
     ("out_first", "out_split", "out_image", "out_row", "out_pixel"),
-    (*_PIXELS, *_WINDOWS, "columns", "splits", "activation", "dense"),
+    (*_PIXELS, *_WINDOWS, "columns", "splits", "activation", "dense", "engine"),
 )
 WEIGHT = _struct(("out_split",), (*_PIXELS, "filters", "channels", "taps_w", "taps", "step_h", "step_w", "splits"))
 """`struct Forward` and `struct Weight` of the kernels."""
@@ -213,7 +213,7 @@ class _PixelProduct:
 
     def __init__(self, problem: Problem, walks: list[Walk], tile: Tile, splits: int) -> None:
         self._problem, self._walks, self._tile, self._splits = problem, walks, tile, splits
-        self._structs: dict[tuple[Walk, Any], np.ndarray] = {}
+        self._structs: dict[tuple[Walk, Any, bool], np.ndarray] = {}
 
     def __call__(self, x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
         turned = filters.converted(weight, self._problem.compute, transposed=self._problem.kind == "input")
@@ -230,7 +230,8 @@ class _PixelProduct:
         """Multiply the pixels of one walk."""
         columns, taps, width, tile = turned.shape[0], turned.shape[1] * turned.shape[2], ROW // x.itemsize, self._tile
         rows = x.shape[0] * walk.grid[0] * walk.grid[1]
-        numbers = self._structs.get((walk, activation))
+        engine = tensor_map.storable(y, columns)
+        numbers = self._structs.get((walk, activation, engine))
         if numbers is None:  # made once: it takes longer than a launch
             images, size = x.shape[0], y.size // self._splits
             dense = walk.out_row == walk.grid[1] * walk.out_pixel and size == rows * walk.out_pixel
@@ -238,15 +239,16 @@ class _PixelProduct:
                 *(walk.out_first, size, size // images, walk.out_row, walk.out_pixel),
                 *(rows, *walk.grid, *walk.stride, *walk.corner),
                 *(*walk.taps, *walk.step, walk.first, *walk.tap, -(-x.shape[3] // width)),
-                *(columns, self._splits, activation, dense),
+                *(columns, self._splits, activation, dense, engine and dense),
             )
-            numbers = self._structs[walk, activation] = np.array(fields, FORWARD)
+            numbers = self._structs[walk, activation, engine] = np.array(fields, FORWARD)
         items = tile.items(rows, columns) * self._splits
         pixels = tensor_map.im2col(x, tile.box, walk.corner, walk.upper(x.shape[1:3]), walk.stride)
         filter_map = tensor_map.tiled(turned, (x.shape[3], taps, columns), (width, 1, tile.columns // tile.down))
+        outputs = tensor_map.tiled(y, (columns, y.size // columns), (ROW // y.itemsize, 64)) if engine else filter_map
         split = self._splits > 1 and self._problem.compute == "bf16"
         kernel = f"conv2d_{'partial' if split else 'forward'}_wgmma_{tile.name}_{self._problem.compute}"
-        _launch(kernel, tile, items, pixels, filter_map, bias, y, numbers)
+        _launch(kernel, tile, items, pixels, filter_map, outputs, bias, y, numbers)
 
 
 class _WeightProduct:

@@ -149,3 +149,17 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(128, 1)
     for (int i = threadIdx.x; i < 4 * bytes; i += 128) out[i] = shared[i];
     cluster_sync();
 }
+
+// Bring `bytes` to shared memory as they are, and have the copy engine store them as one box at (c0, c1).
+extern "C" __global__ void __launch_bounds__(128, 1)
+    store_box(const __grid_constant__ TensorMap map, const uint8* from, int bytes, int c0, int c1) {
+    DYNAMIC_SHARED(shared);
+    for (int i = threadIdx.x; i < bytes; i += 128) shared[i] = from[i];
+    shared_fence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        store_tiled_2d(&map, shared, c0, c1);
+        store_commit();
+        store_wait<0>();
+    }
+}
