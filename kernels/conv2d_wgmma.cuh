@@ -248,8 +248,8 @@ __device__ __forceinline__ void store(const float (&sums)[Tile::BLOCKS][Tile::N 
     }
 }
 
-// As `store`, by the copy engine: 128 bytes of a 64-row block at a time go through one of two buffers. Element (0, 0) of
-// the tile is (row, column) of the output that `map` describes.
+// As `store`, by the copy engine: 128 bytes of a 64-row block at a time go through one of two buffers. Element (0, 0)
+// of the tile is (row, column) of the output that `map` describes.
 template <typename Tile, typename Out, typename Finish>
 __device__ __forceinline__ void store_by_engine(const float (&sums)[Tile::BLOCKS][Tile::N / 2], unsigned char* shared,
                                                 int group, const TensorMap* map, int row, int column, Finish finish) {

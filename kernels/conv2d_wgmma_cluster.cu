@@ -1,6 +1,7 @@
 // architectures: 90a
 // The convolutions of conv2d_wgmma.cu by clusters of blocks, which share what they load, and by groups that alternate
-// ("a"); with "s" the copy engine stores. The name says rows and columns of a block's tile, then how many blocks a cluster has down and across.
+// ("a"); with "s" the copy engine stores. The name says rows and columns of a block's tile, then how many blocks a
+// cluster has down and across.
 #include "conv2d_wgmma_passes.cuh"
 
 #define FORWARD_BF16(tile, ...) FORWARD(conv2d_forward_wgmma_##tile##_bf16, __VA_ARGS__)

@@ -118,6 +118,7 @@ __device__ __forceinline__ int cluster_rank() {
 
 // Wait until all threads of the cluster have come here.
 __device__ __forceinline__ void cluster_sync() {
+    __syncwarp();  // lanes whose branches differ arrive together
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
 }
 
