@@ -3,7 +3,6 @@
 // the wait for their group. A kernel that waits too little, or gives away a stage too early, computes nonsense.
 #pragma once
 #include <utility>
-
 #include "fibers.h"
 #include "warp.h"
 
@@ -143,9 +142,9 @@ inline void start_copy(void* shared, const Map& map, uint64* barrier, const int 
     if (num_tensor_copies == MAX_TENSOR_COPIES) fail("more than %d tensor copies at once", MAX_TENSOR_COPIES);
     if (window(shared) % 1024) fail("a swizzled copy to address %u, not a multiple of 1024", window(shared));
     if (!is_shared(shared, num_rows(map) * 128)) fail("a copy reaches out of shared memory");
-    Barrier* counts = reinterpret_cast<Barrier*>(counter ? counter : barrier);
-    TensorCopy copy = {counts, window(shared), map, {}, {offsets[0], offsets[1]}};
+    TensorCopy copy = {reinterpret_cast<Barrier*>(counter ? counter : barrier), window(shared), map, {}, {}};
     for (int i = 0; i < 4; i++) copy.coordinates[i] = coordinates[i];
+    for (int i = 0; i < 2; i++) copy.offsets[i] = offsets[i];
     for (int offset : offsets)
         if (offset < 0 || offset > 255) fail("im2col offset %d is not in 0 to 255", offset);
     std::memset(to ? to : shared, 0xff, num_rows(map) * 128);
@@ -158,8 +157,7 @@ struct TensorStore {
     Map map;
     int coordinates[2];
 };
-constexpr int MAX_TENSOR_STORES = 256;
-static TensorStore tensor_stores[MAX_TENSOR_STORES];
+static TensorStore tensor_stores[MAX_TENSOR_COPIES];
 static int num_tensor_stores = 0;
 static unsigned int store_groups[MAX_THREADS];
 inline unsigned int my_number() { return state.current->rank * state.block_threads + threadIdx.x; }
@@ -292,8 +290,7 @@ inline uint32 shared_window(const void* p) { return emulation::window(p); }
 inline void barrier_init(uint64* barrier, uint32 count) {
     using namespace emulation;
     begin_cluster();
-    const unsigned short threads = count;
-    *reinterpret_cast<Barrier*>(barrier) = {0, threads, threads, 0};
+    *reinterpret_cast<Barrier*>(barrier) = {0, uint16(count), uint16(count), 0};
 }
 inline void barrier_init_fence() {}
 inline void barrier_arrive_expect(uint64* barrier, uint32 bytes) {
@@ -344,7 +341,7 @@ inline void load_im2col(void* shared, const TensorMap* map, uint64* barrier, int
 inline void store_tiled_2d(const TensorMap* map, const void* shared, int c0, int c1) {
     using namespace emulation;
     const Map& m = open_map(map, false, 2);
-    if (num_tensor_stores == MAX_TENSOR_STORES) fail("more than %d tensor stores at once", MAX_TENSOR_STORES);
+    if (num_tensor_stores == MAX_TENSOR_COPIES) fail("more than %d tensor stores at once", MAX_TENSOR_COPIES);
     if (window(shared) % 1024) fail("a swizzled store from address %u, not a multiple of 1024", window(shared));
     tensor_stores[num_tensor_stores++] = {my_number(), store_groups[my_number()], window(shared), m, {c0, c1}};
 }
