@@ -23,11 +23,13 @@ constexpr int MAX_STAGES = 8;
 
 // Numbers in the order in which a block needs them in dynamic shared memory.
 // T: type of the products (float stands for tf32); blocks: 64-row blocks of a group; n: columns of the tile; down,
-// across: blocks of a cluster that differ in rows and in columns.
-template <typename T, int blocks, int n, int count, int down = 1, int across = 1, bool alternate = false> struct Tile {
+// across: blocks of a cluster that differ in rows and in columns; engine: the copy engine may store.
+template <typename T, int blocks, int n, int count, int down = 1, int across = 1, bool alternate = false,
+          bool engine = false>
+struct Tile {
     typedef T type;
     static constexpr int BLOCKS = blocks;
-    static constexpr bool ALTERNATE = alternate;
+    static constexpr bool ALTERNATE = alternate, ENGINE = engine;
     static constexpr int M = (alternate ? 1 : 2) * 64 * blocks;
     static constexpr int N = n;
     static constexpr int STAGES = count;
@@ -244,4 +246,43 @@ __device__ __forceinline__ void store(const float (&sums)[Tile::BLOCKS][Tile::N 
             store_slab<Out, width>(slab, columns(i), aligned, [&](int r) { return row(first + r, i); });
         }
     }
+}
+
+// As `store`, by the copy engine: 128 bytes of a 64-row block at a time go through one of two buffers. Element (0, 0)
+// of the tile is (row, column) of the output that `map` describes.
+template <typename Tile, typename Out, typename Finish>
+__device__ __forceinline__ void store_by_engine(const float (&sums)[Tile::BLOCKS][Tile::N / 2], unsigned char* shared,
+                                                int group, const TensorMap* map, int row, int column, Finish finish) {
+    constexpr int width = ROW / sizeof(Out), turns = Tile::N / width;
+    static_assert(sizeof(Out) == 2 && Tile::BLOCKS * turns % 2 == 0, "tiles begin with the first buffer");
+    const int thread = threadIdx.x % GROUP, line = thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+    for (int block = 0; block < Tile::BLOCKS; ++block)
+#pragma unroll
+        for (int i = 0; i < turns; ++i) {
+            unsigned char* buffer =
+                shared + Tile::STAGING + group * 64 * SLAB_PITCH + (block * turns + i) % 2 * Tile::CHUNK;
+            // The 128-byte swizzle: 16 bytes number j of line r are at j xor r % 8.
+            uint32 base = line * ROW + line % 8 * 16 + thread % 4 * 4;
+            if (thread == 0) store_wait<1>();  // the store before the last has read its buffer
+            named_barrier(1 + group, GROUP);
+#pragma unroll
+            for (int j = 0; j < width / 8; ++j) {
+                asm volatile("" : "+r"(base)::"memory");  // else addresses and biases would all be kept in registers
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float* pair = &sums[block][(i * width / 8 + j) * 4 + 2 * half];
+                    const int at = i * width + 8 * j + thread % 4 * 2;
+                    put_pair(reinterpret_cast<Out*>(buffer + (base ^ j * 16) + 8 * half * ROW), finish(pair[0], at),
+                             finish(pair[1], at + 1));
+                }
+            }
+            shared_fence();
+            named_barrier(1 + group, GROUP);
+            if (thread == 0) {
+                const int first = row + ((Tile::ALTERNATE ? 0 : group * Tile::BLOCKS) + block) * 64;
+                store_tiled_2d(map, buffer, column + i * width, first);
+                store_commit();
+            }
+        }
 }

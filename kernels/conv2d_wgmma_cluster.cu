@@ -1,6 +1,7 @@
 // architectures: 90a
 // The convolutions of conv2d_wgmma.cu by clusters of blocks, which share what they load, and by groups that alternate
-// ("a"). The name says rows and columns of a block's tile, then how many blocks a cluster has down and across.
+// ("a"); with "s" the copy engine stores. The name says rows and columns of a block's tile, then how many blocks a
+// cluster has down and across.
 #include "conv2d_wgmma_passes.cuh"
 
 #define FORWARD_BF16(tile, ...) FORWARD(conv2d_forward_wgmma_##tile##_bf16, __VA_ARGS__)
@@ -14,6 +15,12 @@ FORWARD_BF16(128x128a_4x1, CLUSTER(4), bf16, bf16, 2, 128, 6, 4, 1, true)
 FORWARD_BF16(128x128a_2x2, CLUSTER(4), bf16, bf16, 2, 128, 6, 2, 2, true)
 FORWARD_BF16(256x64a, BLOCK, bf16, bf16, 4, 64, 4, 1, 1, true)
 FORWARD_BF16(256x64a_2x1, CLUSTER(2), bf16, bf16, 4, 64, 4, 2, 1, true)
+FORWARD_BF16(256x128s, BLOCK, bf16, bf16, 2, 128, 4, 1, 1, false, true)
+FORWARD_BF16(256x128s_2x1, CLUSTER(2), bf16, bf16, 2, 128, 4, 2, 1, false, true)
+FORWARD_BF16(128x256s_2x1, CLUSTER(2), bf16, bf16, 1, 256, 4, 2, 1, false, true)
+FORWARD_BF16(128x128as, BLOCK, bf16, bf16, 2, 128, 6, 1, 1, true, true)
+FORWARD_BF16(128x128as_2x1, CLUSTER(2), bf16, bf16, 2, 128, 6, 2, 1, true, true)
+FORWARD_BF16(256x64as, BLOCK, bf16, bf16, 4, 64, 4, 1, 1, true, true)
 
 #define WEIGHT_BF16(tile, ...) WEIGHT(conv2d_weight_wgmma_##tile##_bf16, __VA_ARGS__)
 WEIGHT_BF16(128x256_2x1, CLUSTER(2), 1, 256, 4, 2, 1)

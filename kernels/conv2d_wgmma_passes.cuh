@@ -21,12 +21,13 @@ struct Windows {
     int height, width, step_h, step_w, first, tap_h, tap_w, chunks;
 };
 
-// y [image][i][j][column], by strides in elements from `out_first` on; `dense`: pixels follow one another.
+// y [image][i][j][column], by strides in elements from `out_first` on; `dense`: pixels follow one another;
+// `engine`: the copy engine stores them.
 struct Forward {
     int64 out_first, out_split, out_image, out_row, out_pixel;
     Pixels pixels;
     Windows windows;
-    int columns, splits, activation, dense;
+    int columns, splits, activation, dense, engine;
 };
 
 // grad_weight [row][tap][channel]; a unit is 64 channels of a tap, in the order of taps. Channels are a multiple of 8.
@@ -147,8 +148,8 @@ __device__ __forceinline__ void load_forward(unsigned char* shared, Ring& ring, 
 
 template <typename Tile, typename Out>
 __device__ __forceinline__ void store_forward(const float (&sums)[Tile::BLOCKS][Tile::N / 2], unsigned char* shared,
-                                              int group, const float* bias, Out* y, const Item& item,
-                                              const Forward& f) {
+                                              int group, const TensorMap* outputs, const float* bias, Out* y,
+                                              const Item& item, const Forward& f) {
     constexpr int width = SLAB / sizeof(Out) < Tile::N ? SLAB / sizeof(Out) : Tile::N;
     int first = item.column * Tile::N;
     y += f.out_first + item.split * f.out_split + first;
@@ -162,25 +163,28 @@ __device__ __forceinline__ void store_forward(const float (&sums)[Tile::BLOCKS][
     };
     auto columns = [&](int slab) { return f.columns - first - slab * width; };
     bool aligned = f.columns % (16 / sizeof(Out)) == 0 && reinterpret_cast<uint64>(y) % 16 == 0;
-    if (bias == nullptr && f.activation == IDENTITY) {
-        store<Tile, Out>(sums, shared, group, aligned, [](float sum, int) { return sum; }, row, columns);
-        return;
-    }
     float low = f.activation == IDENTITY ? 1.0f : 0.1f;
     bool relu = f.activation == RELU;
     const float* shifts = bias == nullptr ? &NO_BIAS : bias;
     int last = bias == nullptr ? 0 : f.columns - 1;
     auto finish = [&](float sum, int column) {  // as `activate`, in selections instead of branches
-        float x = sum + shifts[min(first + column, last)];
+        float x = sum + (Tile::ENGINE && bias == nullptr ? 0.0f : shifts[min(first + column, last)]);
         float below = relu ? (x == x ? 0.0f : x) : low * x;
         return x > 0.0f ? x : below;
     };
-    store<Tile, Out>(sums, shared, group, aligned, finish, row, columns);
+    if constexpr (Tile::ENGINE) {  // no other path for sums that need nothing: it would cost registers
+        if (f.engine) store_by_engine<Tile, Out>(sums, shared, group, outputs, item.row * Tile::M, first, finish);
+        else store<Tile, Out>(sums, shared, group, aligned, finish, row, columns);
+    } else if (bias == nullptr && f.activation == IDENTITY) {
+        store<Tile, Out>(sums, shared, group, aligned, [](float sum, int) { return sum; }, row, columns);
+    } else {
+        store<Tile, Out>(sums, shared, group, aligned, finish, row, columns);
+    }
 }
 
 template <typename Tile, typename Out>
-__device__ __forceinline__ void forward(const TensorMap* images, const TensorMap* filters, const float* bias, Out* y,
-                                        const Forward& f) {
+__device__ __forceinline__ void forward(const TensorMap* images, const TensorMap* filters, const TensorMap* outputs,
+                                        const float* bias, Out* y, const Forward& f) {
     DYNAMIC_SHARED(shared);
     Ring ring = open_ring<Tile>(shared);
     const Place<Tile> place;
@@ -198,8 +202,9 @@ __device__ __forceinline__ void forward(const TensorMap* images, const TensorMap
         registers_increase<224>();
         multiply<Tile, 0>(shared, ring, f.pixels.rows, f.columns, f.splits, steps, place,
                           [&](const Item& item, const float(&sums)[Tile::BLOCKS][Tile::N / 2]) {
-                              store_forward<Tile>(sums, shared, threadIdx.x / GROUP - 1, bias, y, item, f);
+                              store_forward<Tile>(sums, shared, threadIdx.x / GROUP - 1, outputs, bias, y, item, f);
                           });
+        if (Tile::ENGINE && threadIdx.x % GROUP == 0) store_wait<0>();
     }
     close_ring<Tile>();
 }
@@ -290,12 +295,12 @@ __device__ __forceinline__ void weight(const TensorMap* images, const TensorMap*
     close_ring<Tile>();
 }
 
-// `...` of the macros: stages, and of clusters: down, across, whether groups alternate.
+// `...` of the macros: stages, and of clusters: down, across, whether groups alternate, whether the copy engine stores.
 #define FORWARD(name, bounds, in, out, blocks, n, ...)                                                         \
     extern "C" __global__ void bounds                                                                          \
         name(const __grid_constant__ TensorMap images, const __grid_constant__ TensorMap filters,              \
-             const float* bias, out* y, Forward f) {                                                           \
-        forward<Tile<in, blocks, n, __VA_ARGS__>>(&images, &filters, bias, y, f);                              \
+             const __grid_constant__ TensorMap outputs, const float* bias, out* y, Forward f) {                \
+        forward<Tile<in, blocks, n, __VA_ARGS__>>(&images, &filters, &outputs, bias, y, f);                    \
     }
 #define WEIGHT(name, bounds, blocks, n, ...)                                                                   \
     extern "C" __global__ void bounds                                                                          \

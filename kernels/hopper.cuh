@@ -105,6 +105,18 @@ __device__ __forceinline__ void load_im2col(void* shared, const TensorMap* map, 
         : "memory");
 }
 
+// Shared to global memory; what lies outside the tensor is left out. Stores of a thread are counted in groups.
+__device__ __forceinline__ void store_tiled_2d(const TensorMap* map, const void* shared, int c0, int c1) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];\n" ::"l"(map),
+                 "r"(shared_window(shared)), "r"(c0), "r"(c1)
+                 : "memory");
+}
+__device__ __forceinline__ void store_commit() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
+// Return when shared memory has been read by all but this thread's `newest` groups of stores.
+template <int newest> __device__ __forceinline__ void store_wait() {
+    asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(newest) : "memory");
+}
+
 // ---- clusters: blocks that run together and reach each other's shared memory ----
 
 __device__ __forceinline__ int cluster_rank() {
@@ -115,6 +127,7 @@ __device__ __forceinline__ int cluster_rank() {
 
 // Wait until all threads of the cluster have come here.
 __device__ __forceinline__ void cluster_sync() {
+    __syncwarp();  // lanes whose branches differ arrive together
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
 }
 

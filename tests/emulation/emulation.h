@@ -2,7 +2,7 @@
 // threads do together in fibers.h and warp.h, and tensor_copy.h's asynchronous copies and matrix products.
 //
 // The threads of a block are fibers of one thread of the host. A fiber runs until it waits for others; nothing else
-// interrupts it. Blocks run one after the other.
+// interrupts it. Blocks run one after the other, those of a cluster together.
 #pragma once
 #include "language.h"
 #include "fibers.h"

@@ -2,6 +2,7 @@
 // may. Copies arrive when somebody waits for them, NaNs being in their place until then; products read their operands at
 // the wait for their group. A kernel that waits too little, or gives away a stage too early, computes nonsense.
 #pragma once
+#include <utility>
 #include "fibers.h"
 #include "warp.h"
 
@@ -59,7 +60,6 @@ struct TensorCopy {
 constexpr int MAX_TENSOR_COPIES = 256;
 static TensorCopy tensor_copies[MAX_TENSOR_COPIES];
 static int num_tensor_copies = 0;
-
 inline bool inside(const Map& map, const long long (&at)[4]) {
     for (int i = 0; i < map.rank; i++)
         if (at[i] < 0 || at[i] >= map.extents[i]) return false;
@@ -142,12 +142,36 @@ inline void start_copy(void* shared, const Map& map, uint64* barrier, const int 
     if (num_tensor_copies == MAX_TENSOR_COPIES) fail("more than %d tensor copies at once", MAX_TENSOR_COPIES);
     if (window(shared) % 128) fail("a swizzled copy to address %u, not a multiple of 128", window(shared));
     if (!is_shared(shared, num_rows(map) * 128)) fail("a copy reaches out of shared memory");
-    TensorCopy copy = {reinterpret_cast<Barrier*>(counter ? counter : barrier), window(shared), map, {}, {offsets[0], offsets[1]}};
+    TensorCopy copy = {reinterpret_cast<Barrier*>(counter ? counter : barrier), window(shared), map, {}, {}};
     for (int i = 0; i < 4; i++) copy.coordinates[i] = coordinates[i];
-    for (int i = 0; i < 2; i++)
-        if (offsets[i] < 0 || offsets[i] > 255) fail("im2col offset %d is not in 0 to 255", offsets[i]);
+    for (int i = 0; i < 2; i++) copy.offsets[i] = offsets[i];
+    for (int offset : offsets)
+        if (offset < 0 || offset > 255) fail("im2col offset %d is not in 0 to 255", offset);
     std::memset(to ? to : shared, 0xff, num_rows(map) * 128);
     tensor_copies[num_tensor_copies++] = copy;
+}
+
+// Stores read shared memory at the wait for their group.
+struct TensorStore {
+    unsigned int thread, group, shared;
+    Map map;
+    int coordinates[2];
+};
+static TensorStore tensor_stores[MAX_TENSOR_COPIES];
+static int num_tensor_stores = 0;
+static unsigned int store_groups[MAX_THREADS];
+inline unsigned int my_number() { return state.current->rank * state.block_threads + threadIdx.x; }
+
+inline void store_box(const TensorStore& store) {
+    const Map& map = store.map;
+    for (unsigned int row = 0; row < map.box[1]; row++)
+        for (unsigned int i = 0; i < map.box[0]; i++) {
+            const long long at[4] = {store.coordinates[0] + i, store.coordinates[1] + row, 0, 0};
+            if (!inside(map, at)) continue;
+            unsigned char* to = reinterpret_cast<unsigned char*>(map.address + at[0] * map.element_bytes);
+            const unsigned char* from = swizzled(store.shared + row * 128 + i * map.element_bytes);
+            std::memcpy(to + at[1] * map.strides[0], from, map.element_bytes);
+        }
 }
 
 // ---- products ----
@@ -166,8 +190,7 @@ struct Products {
     bool fenced;
 };
 static Products products[MAX_THREADS];
-inline Products& my_products() { return products[state.current->rank * state.block_threads + threadIdx.x]; }
-
+inline Products& my_products() { return products[my_number()]; }
 // Element (i, k) of a matrix: i counts rows of A or columns of B.
 inline float element(uint64 descriptor, bool transposed, int element_bytes, int i, int k) {
     unsigned int start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4;
@@ -225,25 +248,22 @@ inline void begin_cluster() {
     static unsigned long long turn = 0;
     if (turn == state.turn) return;
     turn = state.turn;
-    num_tensor_copies = cluster_barrier.arrived = 0;
+    num_tensor_copies = num_tensor_stores = cluster_barrier.arrived = 0;
     for (Products& one : products) one.count = one.fenced = 0;
     for (auto& block : named_barriers)
         for (NamedBarrier& named : block) named.arrived = 0;
 }
 
 inline void wait_for_all(NamedBarrier& barrier, int threads, const char* file, int line) {
-    struct Awaited {
-        NamedBarrier* barrier;
-        unsigned int generation;
-    } awaited = {&barrier, barrier.generation};
+    std::pair<NamedBarrier*, unsigned int> awaited = {&barrier, barrier.generation};
     if (++barrier.arrived == threads) {
         barrier.arrived = 0;
         barrier.generation++;
         return;
     }
     auto all_there = [](void* argument) {
-        Awaited& a = *static_cast<Awaited*>(argument);
-        return a.barrier->generation != a.generation;
+        auto& [of, generation] = *static_cast<decltype(awaited)*>(argument);
+        return of->generation != generation;
     };
     wait_until(all_there, &awaited, file, line);
 }
@@ -270,7 +290,7 @@ inline uint32 shared_window(const void* p) { return emulation::window(p); }
 inline void barrier_init(uint64* barrier, uint32 count) {
     using namespace emulation;
     begin_cluster();
-    *reinterpret_cast<Barrier*>(barrier) = {0, static_cast<unsigned short>(count), static_cast<unsigned short>(count), 0};
+    *reinterpret_cast<Barrier*>(barrier) = {0, uint16(count), uint16(count), 0};
 }
 inline void barrier_init_fence() {}
 inline void barrier_arrive_expect(uint64* barrier, uint32 bytes) {
@@ -299,9 +319,9 @@ inline void named_barrier(int id, int threads, EMULATION_PLACE) {
 
 inline int cluster_rank() { return emulation::state.current->rank; }
 inline void cluster_sync(EMULATION_PLACE) {
-    emulation::begin_cluster();
-    emulation::wait_for_all(emulation::cluster_barrier, emulation::state.block_threads * emulation::state.cluster, file,
-                            line);
+    using namespace emulation;
+    begin_cluster();
+    wait_for_all(cluster_barrier, state.block_threads * state.cluster, file, line);
 }
 inline void barrier_arrive_at(uint64* barrier, int rank) { barrier_arrive(emulation::in_block(barrier, rank)); }
 
@@ -319,6 +339,27 @@ inline void load_tiled_4d(void* shared, const TensorMap* map, uint64* barrier, i
 inline void load_im2col(void* shared, const TensorMap* map, uint64* barrier, int c, int w, int h, int n, int offset_w,
                         int offset_h) {
     emulation::start_copy(shared, emulation::open_map(map, true, 4), barrier, {c, w, h, n}, {offset_w, offset_h});
+}
+
+inline void store_tiled_2d(const TensorMap* map, const void* shared, int c0, int c1) {
+    using namespace emulation;
+    const Map& m = open_map(map, false, 2);
+    if (num_tensor_stores == MAX_TENSOR_COPIES) fail("more than %d tensor stores at once", MAX_TENSOR_COPIES);
+    if (window(shared) % 1024) fail("a swizzled store from address %u, not a multiple of 1024", window(shared));
+    tensor_stores[num_tensor_stores++] = {my_number(), store_groups[my_number()], window(shared), m, {c0, c1}};
+}
+inline void store_commit() { emulation::store_groups[emulation::my_number()]++; }
+template <int newest> inline void store_wait() {
+    using namespace emulation;
+    int kept = 0;
+    for (int i = 0; i < num_tensor_stores; i++) {
+        const TensorStore store = tensor_stores[i];
+        if (store.thread != my_number() || store.group + newest >= store_groups[my_number()])
+            tensor_stores[kept++] = store;
+        else
+            store_box(store);
+    }
+    num_tensor_stores = kept;
 }
 
 inline void multicast_tiled_2d(void* shared, const TensorMap* map, uint64* barrier, int ranks, int c0, int c1) {

@@ -26,7 +26,6 @@ namespace {
 constexpr size_t OFFSETS = 16 << 10, OFFSET = 704, STACK_BYTES = (64 << 10) + OFFSETS, PAGE = 4096, GUARD = 1 << 20;
 constexpr size_t SHARED_PITCH = (256 << 10) + GUARD;  // from one block of a cluster to the next
 constexpr unsigned int ASCENDING = 0, DESCENDING = 1;  // orders; any other number is the seed of a random one
-
 Fiber fibers[MAX_THREADS];
 Warp warps[MAX_THREADS / WARP];
 unsigned int warp_order[MAX_THREADS / WARP], lane_order[WARP];
@@ -44,10 +43,6 @@ void* scheduler_stack_pointer;
 bool failed;
 char* message;
 size_t message_bytes;
-
-}  // namespace
-
-namespace {
 
 // Give up the processor; returns when the scheduler picks this fiber again.
 void park(Wait wait, const char* file, int line) {

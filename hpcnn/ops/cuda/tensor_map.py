@@ -108,6 +108,11 @@ def im2col(x: Array, pixels: int, lower: Pair, upper: Pair, steps: Pair) -> np.n
     return _im2col(_address(x), x.dtype.itemsize, x.shape, pixels, lower, upper, steps, isinstance(x, np.ndarray))
 
 
+def storable(x: Array, columns: int) -> bool:
+    """Return whether the copy engine can write (or read) an array in rows of so many elements."""
+    return columns * x.dtype.itemsize % 16 == 0 and _address(x) % 16 == 0
+
+
 def _address(x: Any) -> int:
     """Return where an array begins."""
     return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)

@@ -41,7 +41,7 @@ def _struct(longs: tuple[str, ...], ints: tuple[str, ...]) -> np.dtype[Any]:
 
 FORWARD = _struct(
     ("out_first", "out_split", "out_image", "out_row", "out_pixel"),
-    (*_PIXELS, *_WINDOWS, "columns", "splits", "activation", "dense"),
+    (*_PIXELS, *_WINDOWS, "columns", "splits", "activation", "dense", "engine"),
 )
 WEIGHT = _struct(("out_split",), (*_PIXELS, "filters", "channels", "taps_w", "taps", "step_h", "step_w", "splits"))
 """`struct Forward` and `struct Weight` of the kernels."""
@@ -248,14 +248,22 @@ class _PixelProduct:
         items = tile.items(rows, columns) * self._splits
         split = self._splits > 1 and self._problem.compute == "bf16"
         kernel = f"conv2d_{'partial' if split else 'forward'}_wgmma_{tile.name}_{self._problem.compute}"
-        launch = _prepare(kernel, tile, items, GIVEN, GIVEN, GIVEN, GIVEN, np.array(fields, FORWARD))
+        # Whether the copy engine stores the output depends on where that lies.
+        launches = [
+            _prepare(kernel, tile, items, *[GIVEN] * 5, np.array((*fields, engine and dense), FORWARD))
+            for engine in (False, True)
+        ]
         upper, (corner, stride) = walk.upper(extent), (walk.corner, walk.stride)
         pixels = tensor_map.ByAddress(lambda x: tensor_map.im2col(x, tile.box, corner, upper, stride))
         box = (width, 1, tile.columns // tile.down)
         turned_map = tensor_map.ByAddress(lambda turned: tensor_map.tiled(turned, (channels, taps, columns), box))
+        outputs = tensor_map.ByAddress(
+            lambda y: tensor_map.tiled(y, (columns, y.size // columns), (ROW // y.itemsize, 64))
+        )
 
         def multiply(x: Array, turned: Array, bias: Array | None, y: Array) -> None:
-            launch(pixels(x), turned_map(turned), bias, y)
+            filter_map, engine = turned_map(turned), tensor_map.storable(y, columns)
+            launches[engine](pixels(x), filter_map, outputs(y) if engine else filter_map, bias, y)
 
         return multiply
 

@@ -11,7 +11,7 @@ ROW = 128
 """Bytes of a step along the summed dimension."""
 SLAB_BYTES = 2 * 64 * (256 + 16)
 BARRIER_BYTES = (2 * 8 + 2) * 8
-OFFERED = 8
+OFFERED = 10
 MIN_STEPS = 8
 """Steps that a split product leaves a block at least."""
 
@@ -20,7 +20,8 @@ class Tile(NamedTuple):
     """A block's part of a product, and how blocks and their groups of warps work together.
 
     `down`, `across`: blocks of a cluster that differ in rows and in columns; they share what they load. `alternate`:
-    each of the two multiplying groups has tiles of its own, and one multiplies while the other stores.
+    each of the two multiplying groups has tiles of its own, and one multiplies while the other stores. `engine`: the
+    copy engine stores outputs of which it can.
     """
 
     rows: int
@@ -29,12 +30,13 @@ class Tile(NamedTuple):
     down: int = 1
     across: int = 1
     alternate: bool = False
+    engine: bool = False
 
     @property
     def name(self) -> str:
         """How kernels name it."""
         cluster = f"_{self.down}x{self.across}" if self.cluster > 1 else ""
-        return f"{self.rows}x{self.columns}{'a' if self.alternate else ''}{cluster}"
+        return f"{self.rows}x{self.columns}{'a' if self.alternate else ''}{'s' if self.engine else ''}{cluster}"
 
     @property
     def cluster(self) -> int:
@@ -44,7 +46,7 @@ class Tile(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether blocks work on their own, as split products and those in tf32 need it."""
-        return self.cluster == 1 and not self.alternate
+        return self.cluster == 1 and not self.alternate and not self.engine
 
     @property
     def source(self) -> str:
@@ -70,8 +72,8 @@ class Tile(NamedTuple):
         area = self.rows * self.columns
         loaded = (self.rows / self.across + self.columns / self.down) * ROW
         multiplying = steps * max(area / 32, loaded / L2_BYTES_PER_CYCLE)
-        storing = 500 + area * out_bytes / STORED_BYTES_PER_CYCLE
-        return max(multiplying, storing) + 200 if self.alternate else multiplying + storing
+        storing = 500 + area * out_bytes / STORED_BYTES_PER_CYCLE / (2 if self.engine else 1)
+        return max(multiplying, (multiplying + storing) / 2) if self.alternate else multiplying + storing
 
 
 L2_BYTES_PER_CYCLE, STORED_BYTES_PER_CYCLE = 40, 8
@@ -84,6 +86,9 @@ PIXEL_TILES = (
     *(Tile(128, 128, 6, alternate=True), Tile(128, 128, 6, down=2, alternate=True)),
     *(Tile(128, 128, 6, down=4, alternate=True), Tile(128, 128, 6, down=2, across=2, alternate=True)),
     *(Tile(256, 64, 4, alternate=True), Tile(256, 64, 4, down=2, alternate=True)),
+    *(Tile(256, 128, 4, engine=True), Tile(256, 128, 4, down=2, engine=True), Tile(128, 256, 4, down=2, engine=True)),
+    *(Tile(128, 128, 6, alternate=True, engine=True), Tile(128, 128, 6, down=2, alternate=True, engine=True)),
+    Tile(256, 64, 4, alternate=True, engine=True),
 )
 WEIGHT_TILES = (
     *(Tile(128, 256, 4), Tile(256, 128, 4), Tile(128, 192, 4), Tile(128, 128, 6)),

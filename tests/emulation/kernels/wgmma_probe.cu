@@ -90,8 +90,15 @@ __device__ __forceinline__ bool barrier_wait_a_while(uint64* barrier, uint32 par
 #else
     uint32 done = 0;
     for (int i = 0; i < 10000000 && !done; ++i)
-        asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
-                     : "=r"(done) : "r"(shared_window(barrier)), "r"(parity) : "memory");
+        asm volatile(
+            "{\n"
+            ".reg .pred p;\n"
+            "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n"
+            "}\n"
+            : "=r"(done)
+            : "r"(shared_window(barrier)), "r"(parity)
+            : "memory");
     return done;
 #endif
 }
@@ -118,8 +125,8 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(32, 1) cl
     cluster_sync();
 }
 
-// Block r of a cluster copies one box, at c1 + 16 r (tiled) or of image c3 + r (im2col), to slot r of the blocks in bits
-// 4 r to 4 r + 3 of `ranks`. Every block dumps its four slots, of `bytes`; what nothing came to holds 0xee.
+// Block r of a cluster copies one box, moved by 16 r along its outer dimension (tiled) or of image c3 + r (im2col), to
+// slot r of the blocks in bits 4 r to 4 r + 3 of `ranks`. Every block dumps its four slots, of `bytes`; what nothing came to holds 0xee.
 extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(128, 1)
     multicast_dump(const __grid_constant__ TensorMap map, int rank, int c0, int c1, int c2, int c3, int offset_w,
                    int offset_h, int ranks, int bytes, int* ended, uint8* out) {
@@ -148,4 +155,18 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(128, 1)
     out += blockIdx.x * 4 * bytes;
     for (int i = threadIdx.x; i < 4 * bytes; i += 128) out[i] = shared[i];
     cluster_sync();
+}
+
+// Bring `bytes` to shared memory as they are, and have the copy engine store them as one box at (c0, c1).
+extern "C" __global__ void __launch_bounds__(128, 1)
+    store_box(const __grid_constant__ TensorMap map, const uint8* from, int bytes, int c0, int c1) {
+    DYNAMIC_SHARED(shared);
+    for (int i = threadIdx.x; i < bytes; i += 128) shared[i] = from[i];
+    shared_fence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        store_tiled_2d(&map, shared, c0, c1);
+        store_commit();
+        store_wait<0>();
+    }
 }

@@ -179,6 +179,17 @@ def test_forward_by_clusters_and_alternating_groups(hopper, random, tile, name) 
     forward(hopper, random, SHARED[name], "bf16", PIXEL_TILES[tile])
 
 
+@pytest.mark.parametrize("tile", [tile.name for tile in wgmma_tiles.PIXEL_TILES if tile.engine])
+def test_outputs_that_the_copy_engine_cannot_store(hopper, random, tile) -> None:
+    forward(hopper, random, Case((2, 9, 10, 16), 36), "bf16", PIXEL_TILES[tile])  # rows of 72 bytes
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_activations_of_what_the_copy_engine_stores(hopper, random, activation, bias) -> None:
+    forward(hopper, random, CASES["same"], "bf16", PIXEL_TILES["128x128as"], activation=activation, bias=bias)
+
+
 @pytest.mark.parametrize("name", ["strides that leave a rest", "dilation", "more padding than window"])
 @pytest.mark.parametrize("tile", SHARED_PIXELS)
 def test_backward_input_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:

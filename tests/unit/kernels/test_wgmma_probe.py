@@ -239,3 +239,17 @@ def test_im2col_multicast(probe, masks) -> None:
             if 0 <= h < 6 and 0 <= w < 7:
                 boxes[n, row] = x[n, h, w]
     np.testing.assert_array_equal(copied, received(boxes, masks))
+
+
+@pytest.mark.parametrize("start", [(0, 0), (64, 16), (64, 40)], ids=["inside", "behind columns", "behind rows"])
+def test_store_of_a_matrix(probe, start) -> None:
+    x = numbered((16, 64), types.bfloat16())
+    before = np.full((50, 96), 300, x.dtype)
+    out = probe.upload(before)
+    tensor = tensor_map.tiled(out, (96, 50), (64, 16))
+    numbers = map(np.int32, (x.nbytes, *start))
+    probe.launch(SOURCE, "store_box", (1,), (128,), tensor, probe.upload(swizzled(x)), *numbers, shared_bytes=x.nbytes)
+    expected = before.copy()
+    part = expected[start[1] : start[1] + 16, start[0] : start[0] + 64]
+    part[...] = x[: part.shape[0], : part.shape[1]]
+    np.testing.assert_array_equal(probe.download(out), expected)
