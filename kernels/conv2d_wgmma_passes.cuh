@@ -209,45 +209,63 @@ __device__ __forceinline__ void forward(const TensorMap* images, const TensorMap
     close_ring<Tile>();
 }
 
-template <typename Tile>
+// `Part`: an Item or what else has row, column, first, steps. Divisions would take longer than a step: all are done
+// before the first one, and pixels are counted on from step to step, digit by digit.
+template <typename Tile, typename Part>
 __device__ __forceinline__ void load_weight(unsigned char* shared, Ring& ring, const TensorMap* images,
-                                            const TensorMap* grads, const Item& item, const Weight& g,
+                                            const TensorMap* grads, const Part& item, const Weight& g,
                                             const Place<Tile>& place) {
-    int chunks = (g.channels + 63) / 64, first = item.column * (Tile::N / 64);
-    int units = max(0, min(Tile::N / 64, g.taps * chunks - first));
-    constexpr int blocks = Tile::A_PART / 64;
+    constexpr int most = Tile::N / 64, blocks = Tile::A_PART / 64;
+    const int chunks = (g.channels + 63) / 64, first = item.column * most;
+    const int units = max(0, min(most, g.taps * chunks - first));
+    uint32 from[most];  // 64 channels number `from >> 16` of a tap at (rows, columns) `from >> 8 & 255`, `from & 255`
+#pragma unroll
+    for (int unit = 0; unit < most; ++unit) {
+        const int tap = (first + unit) / chunks;
+        const int chunk = first + unit - tap * chunks;
+        from[unit] = static_cast<uint32>(chunk) << 16 | tap / g.taps_w * g.step_h << 8 | tap % g.taps_w * g.step_w;
+    }
+    int image, i, j, on_image, on_i, on_j;
+    g.pixels.split(item.first * 64, image, i, j);
+    g.pixels.split(64, on_image, on_i, on_j);
     for (int step = item.first; step < item.first + item.steps; ++step) {
-        int image, i, j;
-        g.pixels.split(step * 64, image, i, j);
-        int h = g.pixels.corner_h + i * g.pixels.stride_h, w = g.pixels.corner_w + j * g.pixels.stride_w;
+        const int h = g.pixels.corner_h + i * g.pixels.stride_h, w = g.pixels.corner_w + j * g.pixels.stride_w;
         barrier_wait(ring.empty + ring.stage, ring.phase ^ 1);
         uint64* full = ring.full + ring.stage;
         unsigned char* stage = shared + ring.stage * Tile::STAGE_BYTES;
         barrier_arrive_expect(full, Tile::A_BYTES + units * Tile::CHUNK);
 #pragma unroll
-        for (int i = 0; i < blocks; ++i) {
-            const int block = place.column * blocks + i, filter = item.row * Tile::M + block * 64;
+        for (int n = 0; n < blocks; ++n) {
+            const int block = place.column * blocks + n, filter = item.row * Tile::M + block * 64;
             if constexpr (Tile::ACROSS > 1)
                 multicast_tiled_2d(stage + block * Tile::CHUNK, grads, full, place.beside(), filter, step * 64);
             else
                 load_tiled_2d(stage + block * Tile::CHUNK, grads, full, filter, step * 64);
         }
-        int chunk = first % chunks, tap = first / chunks;
-        for (int unit = 0; unit < units; ++unit) {
+#pragma unroll
+        for (int unit = 0; unit < most; ++unit) {
             unsigned char* to = stage + Tile::A_BYTES + unit * Tile::CHUNK;
-            const int offset_w = tap % g.taps_w * g.step_w, offset_h = tap / g.taps_w * g.step_h;
+            if (unit >= units) continue;
+            const int channel = from[unit] >> 16 << 6, offset_w = from[unit] & 255, offset_h = from[unit] >> 8 & 255;
             if constexpr (Tile::DOWN > 1) {
                 if (unit % Tile::DOWN == place.row)
-                    multicast_im2col(to, images, full, place.below(), chunk * 64, w, h, image, offset_w, offset_h);
+                    multicast_im2col(to, images, full, place.below(), channel, w, h, image, offset_w, offset_h);
             } else {
-                load_im2col(to, images, full, chunk * 64, w, h, image, offset_w, offset_h);
-            }
-            if (++chunk == chunks) {
-                chunk = 0;
-                ++tap;
+                load_im2col(to, images, full, channel, w, h, image, offset_w, offset_h);
             }
         }
         ring.next<Tile::STAGES>();
+        j += on_j;
+        i += on_i;
+        image += on_image;
+        if (j >= g.pixels.width) {
+            j -= g.pixels.width;
+            ++i;
+        }
+        if (i >= g.pixels.height) {
+            i -= g.pixels.height;
+            ++image;
+        }
     }
 }
 

@@ -21,7 +21,18 @@ from hpcnn.arrays import Array, Pair, Shape
 from hpcnn.ops.cuda import filters, tensor_map, types
 from hpcnn.ops.cuda.device import GIVEN, Launch, device, remembered
 from hpcnn.ops.cuda.products import Candidate, Problem, scratch
-from hpcnn.ops.cuda.wgmma_tiles import PIXEL_TILES, ROW, WEIGHT_TILES, Tile, clusters, offered, plans
+from hpcnn.ops.cuda.wgmma_tiles import (
+    PIXEL_TILES,
+    ROW,
+    WEIGHT_TILES,
+    Cut,
+    Tile,
+    clusters,
+    even_cut,
+    even_plans,
+    offered,
+    plans,
+)
 
 ARCHITECTURE = 90
 THREADS = 384
@@ -29,6 +40,8 @@ CORNERS = range(-128, 128)
 """What the copy engine can encode of corners of the base pixels' box, of steps, and of a tap's distance."""
 MAX_STRIDE, MAX_REACH = 8, 255
 MAX_PIXELS = 2**31 - 512
+MAX_CHANNELS = 2**22
+"""Of weight gradients, whose kernels number 64 channels at a time in 16 bits."""
 
 
 _PIXELS = ("rows", "height", "width", "stride_h", "stride_w", "corner_h", "corner_w")
@@ -45,6 +58,8 @@ FORWARD = _struct(
 )
 WEIGHT = _struct(("out_split",), (*_PIXELS, "filters", "channels", "taps_w", "taps", "step_h", "step_w", "splits"))
 """`struct Forward` and `struct Weight` of the kernels."""
+CUT = _struct((), Cut._fields)
+SUM_THREADS = 256
 
 
 class Walk(NamedTuple):
@@ -118,12 +133,25 @@ def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
 
 def _weight_candidates(problem: Problem) -> list[Candidate]:
     g, walk = problem.geometry, _forward_walks(problem)[0]
-    if problem.compute != "bf16" or g.c % 8 or g.k % 8 or not walk.encodable((g.h, g.w)):
+    if problem.compute != "bf16" or g.c % 8 or g.k % 8 or g.c > MAX_CHANNELS or not walk.encodable((g.h, g.w)):
         return []
-    units = g.r * g.s * -(-g.c // 64)
-    steps = -(-g.n * g.p * g.q // 64)
-    found = plans(WEIGHT_TILES, (g.k, units * 64), steps, device().num_processors, 4)
-    return [candidate(problem, tile, n) for tile, n in offered(found)]
+    shape, steps = _weight_product(problem)
+    found = plans(WEIGHT_TILES, shape, steps, device().num_processors, 4)
+    return [
+        *(candidate(problem, tile, n) for tile, n in offered(found)),
+        *(even_candidate(problem, tile) for tile in even_plans(shape, steps)),
+    ]
+
+
+def even_candidate(problem: Problem, tile: Tile) -> Candidate:
+    """Return a way to compute a weight gradient of which all clusters of blocks get equally many steps."""
+    return Candidate(f"wgmma_{tile.name}_even", _EvenWeightProduct(problem, _forward_walks(problem)[0], tile))
+
+
+def _weight_product(problem: Problem) -> tuple[Pair, int]:
+    """Return rows and columns of a weight gradient, in whole units of 64 channels, and steps along the pixels."""
+    g = problem.geometry
+    return (g.k, g.r * g.s * -(-g.c // 64) * 64), -(-g.n * g.p * g.q // 64)
 
 
 def _chunks(problem: Problem, channels: int) -> int:
@@ -280,8 +308,9 @@ class _WeightProduct:
             *(g.k, g.c, walk.taps[1], taps, *walk.step, splits),
         )
         items = tile.items(g.k, taps * -(-g.c // 64) * 64) * splits
+        self._numbers = np.array(fields, WEIGHT)
         kernel = f"conv2d_weight_wgmma_{tile.name}_bf16"
-        self._launch = _prepare(kernel, tile, items, GIVEN, GIVEN, GIVEN, np.array(fields, WEIGHT))
+        self._launch = _prepare(kernel, tile, items, GIVEN, GIVEN, GIVEN, self._numbers)
         upper = walk.upper((g.h, g.w))
         self._pixels = tensor_map.ByAddress(lambda x: tensor_map.im2col(x, 64, walk.corner, upper, walk.stride))
         self._grads = tensor_map.ByAddress(lambda grad: tensor_map.tiled(grad, (g.k, rows), (64, 64)))
@@ -291,6 +320,32 @@ class _WeightProduct:
         self._launch(self._pixels(x), self._grads(grad_output), out)
         if self._splits > 1:
             _sum(grad_weight.shape, grad_weight.dtype, self._splits, None)(out, None, grad_weight)
+
+
+class _EvenWeightProduct(_WeightProduct):
+    """The same in equal shares: tiles that no cut goes through are stored, partial sums of the others added."""
+
+    def __init__(self, problem: Problem, walk: Walk, tile: Tile) -> None:
+        super().__init__(problem, walk, tile, 1)
+        cut = even_cut(tile, *_weight_product(problem))
+        numbers, area = np.array(cut, CUT), tile.rows * tile.columns
+        self._partial = 2 * cut.clusters * tile.cluster * area if cut.cuts_tiles else 0
+        source, grid = "conv2d_wgmma_even", (cut.clusters * tile.cluster,)
+        self._launch = device().prepare(
+            *(source, f"conv2d_even_wgmma_{tile.name}_bf16", grid, (THREADS,)),
+            *(GIVEN, GIVEN, GIVEN, GIVEN, self._numbers, numbers),
+            shared_bytes=tile.shared_bytes,
+        )
+        tasks = cut.tiles * tile.cluster * (area // 4 // SUM_THREADS)
+        grid = (min(tasks, 8 * device().num_processors),)
+        kernel = f"conv2d_even_sum_wgmma_{tile.name}_bf16"
+        self._sum = device().prepare(source, kernel, grid, (SUM_THREADS,), GIVEN, GIVEN, self._numbers, numbers)
+
+    def __call__(self, x: Array, grad_output: Array, grad_weight: Array) -> None:
+        partial = scratch(self._partial) if self._partial else None
+        self._launch(self._pixels(x), self._grads(grad_output), partial, grad_weight)
+        if partial is not None:
+            self._sum(partial, grad_weight)
 
 
 def _prepare(kernel: str, tile: Tile, items: int, *args: Any) -> Launch:

@@ -98,6 +98,57 @@ WEIGHT_TILES = (
     *(Tile(64, 256, 4, alternate=True), Tile(64, 192, 5, alternate=True)),
 )
 
+EVEN_TILES = (
+    *(Tile(128, 256, 4), Tile(256, 128, 4), Tile(128, 192, 4), Tile(128, 128, 6), Tile(256, 192, 3)),
+    *(Tile(128, 256, 4, down=2), Tile(256, 128, 4, across=2), Tile(256, 128, 4, down=2), Tile(256, 192, 3, down=2)),
+)
+"""Those of `kernels/conv2d_wgmma_even.cu`, which cut the row of all tiles' steps into equal parts."""
+EVEN_OFFERED = 5
+EVEN_MIN_STEPS = 4
+
+
+class Cut(NamedTuple):
+    """How weight gradients are shared out evenly: all steps of all tiles of clusters in a row, cut for `clusters`.
+
+    `struct Cut` of the kernels.
+    """
+
+    tile_rows: int
+    tile_columns: int
+    steps: int
+    clusters: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of clusters."""
+        return self.tile_rows * self.tile_columns
+
+    @property
+    def cuts_tiles(self) -> bool:
+        """Whether some tile is cut, so that there are partial sums to add."""
+        total = self.tiles * self.steps
+        return any(total * cluster // self.clusters % self.steps for cluster in range(1, self.clusters))
+
+
+def even_cut(tile: Tile, shape: Pair, steps: int) -> Cut:
+    """Return how clusters share a product of a shape, no more of them than get some steps each."""
+    rows, columns = -(-shape[0] // (tile.rows * tile.down)), -(-shape[1] // (tile.columns * tile.across))
+    most = max(1, rows * columns * steps // EVEN_MIN_STEPS)
+    return Cut(rows, columns, steps, min(clusters(tile), most))
+
+
+def even_plans(shape: Pair, steps: int) -> list[Tile]:
+    """Return the tiles that likely serve even shares of a product best, the fastest first."""
+
+    def cycles(tile: Tile) -> float:
+        cut = even_cut(tile, shape, steps)
+        loaded = (tile.rows / tile.across + tile.columns / tile.down) * ROW
+        each = max(tile.rows * tile.columns / 32, loaded / L2_BYTES_PER_CYCLE)
+        stores = 2 if cut.cuts_tiles else max(1, cut.tiles // cut.clusters)
+        return -(-cut.tiles * steps // cut.clusters) * each + stores * tile.rows * tile.columns / 8
+
+    return sorted(EVEN_TILES, key=cycles)[:EVEN_OFFERED]
+
 
 def plans(tiles: tuple[Tile, ...], shape: Pair, steps: int, max_splits: int, out_bytes: int) -> list[tuple[Tile, int]]:
     """Return tiles and in how many parts to sum a product of a shape, the likely fastest first."""

@@ -202,8 +202,76 @@ def test_backward_weight_by_clusters_and_alternating_groups(hopper, random, tile
     backward_weight(hopper, random, SHARED[name], WEIGHT_TILES[tile])
 
 
+def even_gradient(device, problem, tile, x, grad):
+    """Return a weight gradient in equal shares, NaN wherever nothing is stored."""
+    g = problem.geometry
+    out = device.upload(np.full((g.k, g.r, g.s, g.c), np.nan, np.float32))
+    wgmma.even_candidate(problem, tile).run(x, grad, out)
+    return out
+
+
+def backward_weight_evenly(device, random, case, tile):
+    """Compare with the reference, and twice with each other to the bit."""
+    problem = case.problem("weight", "bf16")
+    g = problem.geometry
+    x, x64 = draw(random, device, case.shape, "bf16")
+    grad, grad64 = draw(random, device, (g.n, g.p, g.q, g.k), "bf16")
+    _, expected, _ = reference.conv2d_gradients(x64, np.zeros((g.k, g.r, g.s, g.c)), grad64, **case.options)
+    out = even_gradient(device, problem, tile, x, grad)
+    assert_close(device, out, expected, "bf16")
+    again = even_gradient(device, problem, tile, x, grad)
+    np.testing.assert_array_equal(device.download(out), device.download(again))
+
+
+EVEN_TILES = {tile.name: tile for tile in wgmma_tiles.EVEN_TILES}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_backward_weight_in_equal_shares(hopper, random, name) -> None:
+    backward_weight_evenly(hopper, random, CASES[name], EVEN_TILES["128x128"])
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("tile", EVEN_TILES)
+def test_backward_weight_in_equal_shares_of_all_tiles(hopper, random, tile, name) -> None:
+    backward_weight_evenly(hopper, random, SHARED[name], EVEN_TILES[tile])
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 3, 5, 7, 16, 31])
+@pytest.mark.parametrize("tile", ["128x128", "128x256_2x1", "256x128_1x2"])
+def test_equal_shares_of_any_number(hopper, random, monkeypatch, tile, clusters) -> None:
+    """Clusters with parts of a tile, with several tiles, and with both; 34 steps a tile."""
+    monkeypatch.setattr(wgmma_tiles, "clusters", lambda _: clusters)
+    monkeypatch.setattr(wgmma_tiles, "EVEN_MIN_STEPS", 1)
+    backward_weight_evenly(
+        hopper, random, Case((3, 27, 26, 136), 264, (1, 2), padding=((0, 0), (1, 0))), EVEN_TILES[tile]
+    )
+
+
+def test_equal_shares_of_gradients_that_begin_anywhere(hopper, random) -> None:
+    case = CASES["several tiles"]
+    problem = case.problem("weight", "bf16")
+    g = problem.geometry
+    x, _ = draw(random, hopper, case.shape, "bf16")
+    grad, _ = draw(random, hopper, (g.n, g.p, g.q, g.k), "bf16")
+    expected = hopper.download(even_gradient(hopper, problem, EVEN_TILES["128x128"], x, grad))
+    flat = hopper.upload(np.full(expected.size + 2, np.nan, np.float32))
+    view = flat[1:-1].reshape(expected.shape)
+    wgmma.even_candidate(problem, EVEN_TILES["128x128"]).run(x, grad, view)
+    np.testing.assert_array_equal(hopper.download(view), expected)
+    assert np.isnan(hopper.download(flat)[[0, -1]]).all()
+
+
+@pytest.mark.parametrize(
+    ("tiles", "steps", "clusters", "cuts"),
+    [(16, 196, 132, True), (72, 784, 66, True), (264, 49, 132, False), (3, 33, 1, False), (200, 1, 132, False)],
+)
+def test_partial_sums_are_expected_where_cuts_go_through_tiles(tiles, steps, clusters, cuts) -> None:
+    assert wgmma_tiles.Cut(1, tiles, steps, clusters).cuts_tiles is cuts
+
+
 def test_names_of_tiles_differ() -> None:
-    for tiles in (wgmma_tiles.PIXEL_TILES, wgmma_tiles.WEIGHT_TILES):
+    for tiles in (wgmma_tiles.PIXEL_TILES, wgmma_tiles.WEIGHT_TILES, wgmma_tiles.EVEN_TILES):
         assert len({tile.name for tile in tiles}) == len(tiles)
 
 
