@@ -5,16 +5,15 @@
 // those up in the order of steps.
 #include "conv2d_wgmma_passes.cuh"
 
-// The row of steps: `tile_rows` by `tile_columns` tiles of clusters, columns fastest, with `steps` each.
+// The row of steps: `tile_rows` by `tile_columns` tiles of clusters, columns fastest, with `steps` each. Steps times
+// clusters are less than 2^31: divisions of 32 bits are several times as fast as those of 64.
 struct Cut {
     int tile_rows, tile_columns, steps, clusters;
 
-    __device__ __forceinline__ int64 all() const { return static_cast<int64>(tile_rows) * tile_columns * steps; }
-    __device__ __forceinline__ int64 begin(int cluster) const { return all() * cluster / clusters; }
+    __device__ __forceinline__ int all() const { return tile_rows * tile_columns * steps; }
+    __device__ __forceinline__ int begin(int cluster) const { return all() * cluster / clusters; }
     // The last cluster that does not begin behind a step. Every cluster has at least one.
-    __device__ __forceinline__ int owner(int64 step) const {
-        return static_cast<int>(((step + 1) * clusters - 1) / all());
-    }
+    __device__ __forceinline__ int owner(int step) const { return ((step + 1) * clusters - 1) / all(); }
 };
 
 // What a block does of one tile. `slot`: where its partial sum goes, or -1 where it has the whole tile. A cluster has
@@ -26,14 +25,15 @@ struct Part {
 template <typename Tile, typename Work>
 __device__ __forceinline__ void for_parts(const Cut& cut, const Place<Tile>& place, Work work) {
     const int cluster = blockIdx.x / Tile::CLUSTER;
-    int64 at = cut.begin(cluster), rest = cut.begin(cluster + 1) - at;
+    const int at = cut.begin(cluster);
+    int rest = cut.begin(cluster + 1) - at;
     int tile = at / cut.steps, first = at % cut.steps, slot = 2 * cluster;
     while (rest > 0) {
         Part part;
         part.row = tile / cut.tile_columns * Tile::DOWN + place.row;
         part.column = tile % cut.tile_columns * Tile::ACROSS + place.column;
         part.first = first;
-        part.steps = rest < cut.steps - first ? static_cast<int>(rest) : cut.steps - first;
+        part.steps = min(rest, cut.steps - first);
         part.slot = part.steps == cut.steps ? -1 : slot;
         work(part);
         rest -= part.steps;
@@ -146,35 +146,51 @@ __device__ __forceinline__ void even(const TensorMap* images, const TensorMap* g
 
 constexpr int SUM_THREADS = 256;
 
-// Add up the partial sums of tiles of m x n in clusters of down x across. A thread has four elements of a tile.
-__device__ __forceinline__ void add_parts(const float4* partial, float* out, const Weight& g, const Cut& cut, int m,
-                                          int n, int down, int across) {
-    const int pieces = m * n / 4 / SUM_THREADS, members = down * across;
-    const int64 tasks = static_cast<int64>(cut.tile_rows) * cut.tile_columns * members * pieces;
+__device__ __forceinline__ void add(float4& sum, const float4& x) {
+    sum.x += x.x;
+    sum.y += x.y;
+    sum.z += x.z;
+    sum.w += x.w;
+}
+
+// Add up the partial sums of tiles of m x n in clusters of down x across. Of a tile's partial sums, `lanes` (a power of
+// two) threads each take every so many; each has the same four elements.
+__device__ __forceinline__ void add_parts(const float4* partial, float* out, const Weight& g, const Cut& cut, int lanes,
+                                          int m, int n, int down, int across) {
+    __shared__ float4 sums[SUM_THREADS];
+    const int each = SUM_THREADS / lanes, lane = threadIdx.x / each, pieces = m * n / 4 / each;
+    const int members = down * across;
+    const uint32 tasks = cut.tile_rows * cut.tile_columns * members * pieces;  // more would fill any memory
     const int64 pitch = static_cast<int64>(g.taps) * g.channels;
+    const int64 slot = static_cast<int64>(members) * (m * n / 4);
     const bool aligned = pairs_aligned(out);
-    for (int64 task = blockIdx.x; task < tasks; task += gridDim.x) {
+    for (uint32 task = blockIdx.x; task < tasks; task += gridDim.x) {
         const int piece = task % pieces, rank = task / pieces % members, tile = task / pieces / members;
-        const int64 begin = static_cast<int64>(tile) * cut.steps;
+        const int begin = tile * cut.steps;
         const int first = cut.owner(begin), last = cut.owner(begin + cut.steps - 1);
         if (first == last) continue;  // stored by its only cluster
-        const int at = piece * SUM_THREADS + threadIdx.x, thread = at % GROUP, j = at / GROUP % (n / 8);
+        const int at = piece * each + threadIdx.x % each, thread = at % GROUP, j = at / GROUP % (n / 8);
         const int block = at / GROUP / (n / 8);
         const int row = (tile / cut.tile_columns * down + rank / across) * m + block * 64 + line_of(thread);
         const int column = (tile % cut.tile_columns * across + rank % across) * n + 8 * j;
         const Unit unit(column / 64, g);
-        if (row >= g.rows || column % 64 >= unit.width) continue;
-        const float4* from = partial + rank * (m * n / 4) + at;
-        const int64 slot = static_cast<int64>(members) * (m * n / 4);
-        float4 sum = from[(2 * first + (cut.begin(first) < begin)) * slot];
-#pragma unroll 4
-        for (int cluster = first + 1; cluster <= last; ++cluster) {
-            const float4 next = from[2 * cluster * slot];
-            sum.x += next.x;
-            sum.y += next.y;
-            sum.z += next.z;
-            sum.w += next.w;
+        const bool inside = row < g.rows && column % 64 < unit.width;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (inside) {
+            const float4* from = partial + rank * (m * n / 4) + at;
+            if (lane == 0) sum = from[(2 * first + (cut.begin(first) < begin)) * slot];
+#pragma unroll 8
+            for (int cluster = first + (lane == 0 ? lanes : lane); cluster <= last; cluster += lanes)
+                add(sum, from[2 * cluster * slot]);
         }
+        if (lanes > 1) {
+            __syncthreads();  // the sums of the task before this have been read
+            sums[threadIdx.x] = sum;
+            __syncthreads();
+            if (lane == 0)
+                for (int other = 1; other < lanes; ++other) add(sum, sums[other * each + threadIdx.x]);
+        }
+        if (lane > 0 || !inside) continue;
         float* to = out + row * pitch + unit.at + column % 64 + pair_of(thread);
         put(to, aligned, sum.x, sum.y);
         if (row + 8 < g.rows) put(to + 8 * pitch, aligned, sum.z, sum.w);
@@ -188,9 +204,9 @@ __device__ __forceinline__ void add_parts(const float4* partial, float* out, con
         even<Tile<bf16, blocks, n, __VA_ARGS__>>(&images, &grads, partial, out, g, cut);                             \
     }                                                                                                                \
     extern "C" __global__ void __launch_bounds__(SUM_THREADS)                                                        \
-        conv2d_even_sum_wgmma_##tile##_bf16(const float* partial, float* out, Weight g, Cut cut) {                   \
+        conv2d_even_sum_wgmma_##tile##_bf16(const float* partial, float* out, Weight g, Cut cut, int lanes) {        \
         typedef Tile<bf16, blocks, n, __VA_ARGS__> T;                                                                \
-        add_parts(reinterpret_cast<const float4*>(partial), out, g, cut, T::M, T::N, T::DOWN, T::ACROSS);            \
+        add_parts(reinterpret_cast<const float4*>(partial), out, g, cut, lanes, T::M, T::N, T::DOWN, T::ACROSS);     \
     }
 EVEN(128x256, BLOCK, 1, 256, 4)
 EVEN(128x192, BLOCK, 1, 192, 4)

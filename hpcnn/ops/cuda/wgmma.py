@@ -336,10 +336,11 @@ class _EvenWeightProduct(_WeightProduct):
             *(GIVEN, GIVEN, GIVEN, GIVEN, self._numbers, numbers),
             shared_bytes=tile.shared_bytes,
         )
-        tasks = cut.tiles * tile.cluster * (area // 4 // SUM_THREADS)
-        grid = (min(tasks, 8 * device().num_processors),)
-        kernel = f"conv2d_even_sum_wgmma_{tile.name}_bf16"
-        self._sum = device().prepare(source, kernel, grid, (SUM_THREADS,), GIVEN, GIVEN, self._numbers, numbers)
+        grid = (min(cut.tiles * tile.cluster * (area * cut.lanes // 4 // SUM_THREADS), 8 * device().num_processors),)
+        self._sum = device().prepare(
+            *(source, f"conv2d_even_sum_wgmma_{tile.name}_bf16", grid, (SUM_THREADS,)),
+            *(GIVEN, GIVEN, self._numbers, numbers, np.int32(cut.lanes)),
+        )
 
     def __call__(self, x: Array, grad_output: Array, grad_weight: Array) -> None:
         partial = scratch(self._partial) if self._partial else None

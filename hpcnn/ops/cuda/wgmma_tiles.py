@@ -129,6 +129,12 @@ class Cut(NamedTuple):
         total = self.tiles * self.steps
         return any(total * cluster // self.clusters % self.steps for cluster in range(1, self.clusters))
 
+    @property
+    def lanes(self) -> int:
+        """Threads that share the partial sums of one place: a power of two that leaves each no more than some eight."""
+        parts = self.clusters // self.tiles
+        return next((lanes for lanes in (1, 2, 4, 8) if parts <= 8 * lanes), 16)
+
 
 def even_cut(tile: Tile, shape: Pair, steps: int) -> Cut:
     """Return how clusters share a product of a shape, no more of them than get some steps each."""
@@ -147,7 +153,11 @@ def even_plans(shape: Pair, steps: int) -> list[Tile]:
         stores = 2 if cut.cuts_tiles else max(1, cut.tiles // cut.clusters)
         return -(-cut.tiles * steps // cut.clusters) * each + stores * tile.rows * tile.columns / 8
 
-    return sorted(EVEN_TILES, key=cycles)[:EVEN_OFFERED]
+    def countable(tile: Tile) -> bool:
+        cut = even_cut(tile, shape, steps)
+        return cut.tiles * cut.steps * cut.clusters < 2**31
+
+    return sorted(filter(countable, EVEN_TILES), key=cycles)[:EVEN_OFFERED]
 
 
 def plans(tiles: tuple[Tile, ...], shape: Pair, steps: int, max_splits: int, out_bytes: int) -> list[tuple[Tile, int]]:

@@ -248,6 +248,15 @@ def test_equal_shares_of_any_number(hopper, random, monkeypatch, tile, clusters)
     )
 
 
+@pytest.mark.parametrize("clusters", [9, 17, 40, 66])
+def test_many_partial_sums_of_one_tile(hopper, random, monkeypatch, clusters) -> None:
+    """Threads share the sums of a place, not all of them equally many."""
+    monkeypatch.setattr(wgmma_tiles, "clusters", lambda _: clusters)
+    monkeypatch.setattr(wgmma_tiles, "EVEN_MIN_STEPS", 1)
+    case = Case((3, 40, 37, 72), 72, (1, 1), padding=((0, 0), (0, 0)))
+    backward_weight_evenly(hopper, random, case, EVEN_TILES["128x128"])
+
+
 def test_equal_shares_of_gradients_that_begin_anywhere(hopper, random) -> None:
     case = CASES["several tiles"]
     problem = case.problem("weight", "bf16")
@@ -268,6 +277,11 @@ def test_equal_shares_of_gradients_that_begin_anywhere(hopper, random) -> None:
 )
 def test_partial_sums_are_expected_where_cuts_go_through_tiles(tiles, steps, clusters, cuts) -> None:
     assert wgmma_tiles.Cut(1, tiles, steps, clusters).cuts_tiles is cuts
+
+
+def test_rows_of_steps_that_32_bits_cannot_count_are_not_cut(hopper) -> None:
+    assert wgmma_tiles.even_plans((4096, 4096), 2**10)
+    assert wgmma_tiles.even_plans((2**14, 2**14), 2**20) == []
 
 
 def test_names_of_tiles_differ() -> None:
