@@ -10,7 +10,7 @@ __device__ __forceinline__ void sum_splits(const float* partial, const float* bi
     for (int64 i = static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
          i += static_cast<int64>(gridDim.x) * blockDim.x) {
         float sum = 0.0f;
-#pragma unroll 4
+#pragma unroll 8  // few threads with many splits wait for memory
         for (int split = 0; split < splits; ++split) sum += partial[split * size + i];
         y[i] = from_float<Out>(activate(bias == nullptr ? sum : sum + bias[i % columns], activation));
     }

@@ -228,7 +228,8 @@ __device__ __forceinline__ void load_weight(unsigned char* shared, Ring& ring, c
     int image, i, j, on_image, on_i, on_j;
     g.pixels.split(item.first * 64, image, i, j);
     g.pixels.split(64, on_image, on_i, on_j);
-    for (int step = item.first; step < item.first + item.steps; ++step) {
+    const int end = (item.first + item.steps) * 64;
+    for (int pixel = item.first * 64; pixel < end; pixel += 64) {
         const int h = g.pixels.corner_h + i * g.pixels.stride_h, w = g.pixels.corner_w + j * g.pixels.stride_w;
         barrier_wait(ring.empty + ring.stage, ring.phase ^ 1);
         uint64* full = ring.full + ring.stage;
@@ -238,9 +239,9 @@ __device__ __forceinline__ void load_weight(unsigned char* shared, Ring& ring, c
         for (int n = 0; n < blocks; ++n) {
             const int block = place.column * blocks + n, filter = item.row * Tile::M + block * 64;
             if constexpr (Tile::ACROSS > 1)
-                multicast_tiled_2d(stage + block * Tile::CHUNK, grads, full, place.beside(), filter, step * 64);
+                multicast_tiled_2d(stage + block * Tile::CHUNK, grads, full, place.beside(), filter, pixel);
             else
-                load_tiled_2d(stage + block * Tile::CHUNK, grads, full, filter, step * 64);
+                load_tiled_2d(stage + block * Tile::CHUNK, grads, full, filter, pixel);
         }
 #pragma unroll
         for (int unit = 0; unit < most; ++unit) {
