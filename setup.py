@@ -59,6 +59,7 @@ setup(
         "test": [
             "ml_dtypes>=0.5",
             "pytest>=9.0",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff==0.17.5",
             "mypy==2.4.1",

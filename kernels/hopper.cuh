@@ -85,6 +85,15 @@ __device__ __forceinline__ void load_tiled_3d(void* shared, const TensorMap* map
         : "memory");
 }
 
+__device__ __forceinline__ void load_tiled_4d(void* shared, const TensorMap* map, uint64* barrier, int c0, int c1,
+                                              int c2, int c3) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+        "%6}], [%2];\n" ::"r"(shared_window(shared)),
+        "l"(map), "r"(shared_window(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
+}
+
 // Channels from `c` of the pixels from base pixel (n, h, w) on, each moved by (offset_h, offset_w).
 __device__ __forceinline__ void load_im2col(void* shared, const TensorMap* map, uint64* barrier, int c, int w, int h,
                                             int n, int offset_w, int offset_h) {
@@ -173,3 +182,9 @@ __device__ __forceinline__ uint64 matrix_descriptor(const void* shared, int lead
 
 // What is added to a descriptor to move its start by `bytes`.
 __device__ __forceinline__ uint64 descriptor_offset(int bytes) { return static_cast<uint64>(bytes >> 4); }
+
+// What is added to the descriptor of a matrix that begins in the middle of a pattern of eight rows, for hardware that
+// counts the pattern's rows from the matrix's first ("base offset"), not from addresses divisible by 1024.
+__device__ __forceinline__ uint64 descriptor_base(const void* shared) {
+    return static_cast<uint64>(shared_window(shared) >> 7 & 7) << 49;
+}

@@ -5,7 +5,8 @@
 Every distinct convolution of the models is run forward and for each gradient, on the same memory for both (channels
 last is NHWC), cuDNN in benchmark mode, ours with the tile sizes that its tuning table chose. Ours takes float32 weights
 and converts them inside the timed call, as a training step does; PyTorch's are of the compute type already. Both take
-turns; times are medians of CUDA events. Results are compared with PyTorch's in float32 before anything is timed.
+turns; times are medians of CUDA events around calls that wait behind a kernel that spins, so that Python does not
+count. Results are compared with PyTorch's in float32 before anything is timed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ PEAK_TFLOPS = {
 }
 """Dense peaks by the vendor's data sheets."""
 
-SHORTEST_TURN_S = 1.5e-3
+SHORTEST_TURN_S, MOST_CALLS = 1.5e-3, 30
+QUEUEING_S, CYCLES_PER_SECOND = 150e-6, 2e9
+"""How long Python may take to queue a call, generously, and what a GPU's clock does meanwhile."""
 LARGEST_ERROR = {"fp32": 2e-6, "tf32": 2e-3, "bf16": 1e-2}
 """Relative norm of the difference to PyTorch's float32 result; float32 sums of 1e6 products in another order differ."""
 
@@ -157,10 +160,18 @@ class Case:
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Return how long `repeats` calls took, by CUDA events."""
+    """Return how long the GPU took for `repeats` calls, by CUDA events.
+
+    A kernel that only spins comes first, until Python has queued all calls: they then follow one another as they would
+    in a step that keeps the GPU busy, however slow Python is.
+    """
     import torch
 
+    from hpcnn.ops.cuda.device import device
+
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    cycles = int(repeats * QUEUEING_S * CYCLES_PER_SECOND)
+    device().launch("delay", "delay", (1,), (1,), np.int64(cycles))
     begin.record()
     for _ in range(repeats):
         call()
@@ -174,7 +185,7 @@ def in_turn(calls: tuple[Callable[[], Any], ...], turns: int) -> list[float]:
     counts = []
     for call in calls:
         seconds(call, 2)
-        counts.append(max(1, math.ceil(SHORTEST_TURN_S / max(seconds(call, 1), 1e-6))))
+        counts.append(min(MOST_CALLS, math.ceil(SHORTEST_TURN_S / max(seconds(call, 2) / 2, 1e-6))))
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(turns):
         for call, count, found in zip(calls, counts, times, strict=True):

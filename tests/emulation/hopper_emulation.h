@@ -28,9 +28,9 @@ inline const Map& open_map(const TensorMap* map, bool im2col, int rank) {
 inline unsigned int window(const void* p) {
     return static_cast<const unsigned char*>(p) - state.dynamic_shared + 1024;
 }
-// 128-byte swizzle: bits 4 to 6 of an address are xor-ed with bits 7 to 9.
-inline unsigned char* swizzled(unsigned int address) {
-    address ^= (address >> 7 & 7) << 4;
+// 128-byte swizzle: bits 4 to 6 of an address are xor-ed with bits 7 to 9, counted from row `base` of the pattern.
+inline unsigned char* swizzled(unsigned int address, unsigned int base = 0) {
+    address ^= ((address >> 7) - base & 7) << 4;
     unsigned char* p = state.dynamic_shared + address - 1024;
     if (!is_shared(p, 16 - address % 16)) fail("shared address %u is outside dynamic shared memory", address);
     return p;
@@ -139,7 +139,7 @@ inline void copies_arrive(Barrier* barrier) {
 inline void start_copy(void* shared, const Map& map, uint64* barrier, const int (&coordinates)[4],
                        const int (&offsets)[2]) {
     if (num_tensor_copies == MAX_TENSOR_COPIES) fail("more than %d tensor copies at once", MAX_TENSOR_COPIES);
-    if (window(shared) % 1024) fail("a swizzled copy to address %u, not a multiple of 1024", window(shared));
+    if (window(shared) % 128) fail("a swizzled copy to address %u, not a multiple of 128", window(shared));
     if (!is_shared(shared, num_rows(map) * 128)) fail("a copy reaches out of shared memory");
     TensorCopy copy = {reinterpret_cast<Barrier*>(barrier), window(shared), map, {}, {offsets[0], offsets[1]}};
     for (int i = 0; i < 4; i++) copy.coordinates[i] = coordinates[i];
@@ -171,12 +171,12 @@ inline Products& my_products() { return products[threadIdx.x]; }
 inline float element(uint64 descriptor, bool transposed, int element_bytes, int i, int k) {
     unsigned int start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4;
     unsigned int stride = (descriptor >> 32 & 0x3fff) << 4, address;
-    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7)) fail("only the 128-byte swizzle without base offset is known");
+    if (descriptor >> 62 != 1) fail("only the 128-byte swizzle is known");
     if (transposed)  // atoms of 64 i x 8 k; the leading offset goes along i, the stride offset along k
         address = start + i / 64 * leading + k / 8 * stride + k % 8 * 128 + i % 64 * 2;
     else  // atoms of 8 i x 128 bytes of k; the stride offset goes along i
         address = start + i / 8 * stride + i % 8 * 128 + k * element_bytes;
-    const unsigned char* p = swizzled(address);
+    const unsigned char* p = swizzled(address, descriptor >> 49 & 7);
     if (element_bytes == 2) {
         bf16 x;
         std::memcpy(&x, p, 2);
@@ -275,6 +275,9 @@ inline void load_tiled_2d(void* shared, const TensorMap* map, uint64* barrier, i
 }
 inline void load_tiled_3d(void* shared, const TensorMap* map, uint64* barrier, int c0, int c1, int c2) {
     emulation::start_copy(shared, emulation::open_map(map, false, 3), barrier, {c0, c1, c2, 0}, {0, 0});
+}
+inline void load_tiled_4d(void* shared, const TensorMap* map, uint64* barrier, int c0, int c1, int c2, int c3) {
+    emulation::start_copy(shared, emulation::open_map(map, false, 4), barrier, {c0, c1, c2, c3}, {0, 0});
 }
 inline void load_im2col(void* shared, const TensorMap* map, uint64* barrier, int c, int w, int h, int n, int offset_w,
                         int offset_h) {

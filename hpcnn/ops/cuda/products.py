@@ -127,7 +127,7 @@ class Candidate(NamedTuple):
     run: Callable[..., None]
 
 
-MODULES = ("wgmma", "mma", "simt", "naive")
+MODULES = ("halo", "wgmma", "mma", "simt", "naive")
 """Modules of this package that offer candidates, the likely fastest first."""
 
 _forced: str | None = None
