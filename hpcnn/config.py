@@ -111,9 +111,9 @@ class TrainConfig:
     reproducible: Literal[False] = False
     """Same bits on any number of ranks. Not in this version: only False is accepted."""
     compute: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
-    """Number format of the arithmetic; parameters, sums and updates are float32 in all but fp64. On GPUs also: tf32
-    rounds the factors of matrix products, bf16 keeps activations and their gradients in 16 bits. fp64 runs on plain
-    NumPy, to tell rounding from mistakes."""
+    """Number format of the arithmetic; parameters, sums and updates are float32 in all but fp64. bf16 keeps activations
+    and their gradients in 16 bits, tf32, on GPUs only, rounds the factors of matrix products. fp64 runs on plain NumPy,
+    to tell rounding from mistakes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,7 +305,7 @@ def _refuse_unknown(tree: dict[str, Any], kind: type, prefix: str) -> None:
 def _refuse_combinations(config: Config) -> None:
     """Raise for settings that are right each by itself but do not go together."""
     device, compute, exchange = config.device, config.train.compute, config.exchange
-    if compute in ("tf32", "bf16") and device != "cuda":
+    if compute == "tf32" and device != "cuda":
         raise ConfigError(
             f"config: 'train.compute' (={compute!r}) needs a GPU, 'device' is {device!r}."
             ' Set device = "cuda", or train.compute = "fp32".'

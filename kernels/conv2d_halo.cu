@@ -15,6 +15,7 @@
 #include "conv2d_wgmma.cuh"
 
 constexpr int PATCHES = 2;
+constexpr int CONSUMER_WARPS = 8;
 constexpr int LEAD_BARRIER = 3;
 
 // Numbers in the order in which a block needs them in dynamic shared memory; the last are Halo's. Products of 64
@@ -24,6 +25,7 @@ template <typename T, int blocks, int n, bool turned> struct HaloTile {
     static_assert(!turned || n == 64, "rows of a turned product are 64 filters");
     typedef T type;
     static constexpr bool TURNED = turned;
+    static constexpr bool ALTERNATE = false;
     static constexpr int BLOCKS = blocks;
     static constexpr int PRODUCTS = turned ? 1 : blocks;
     static constexpr int SUMS = turned ? 32 * blocks : n / 2;
@@ -61,8 +63,8 @@ struct Rings {
 
 template <typename Tile> __device__ __forceinline__ Rings open_rings(unsigned char* shared) {
     uint64* barriers = reinterpret_cast<uint64*>(shared + Tile::BARRIERS);
-    Rings rings = {{barriers, barriers + MAX_STAGES, 0, 0},
-                   {barriers + 2 * MAX_STAGES, barriers + 2 * MAX_STAGES + PATCHES, 0, 0}};
+    Rings rings = {{barriers, barriers + MAX_STAGES, nullptr, 0, 0},
+                   {barriers + 2 * MAX_STAGES, barriers + 2 * MAX_STAGES + PATCHES, nullptr, 0, 0}};
     if (threadIdx.x == 0) {
         for (int i = 0; i < MAX_STAGES; ++i) {
             barrier_init(rings.filters.full + i, 1);

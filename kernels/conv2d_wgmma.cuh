@@ -5,6 +5,10 @@
 // rows of the block's tile, and store it. A stage passes between them by two barriers, "full" and "empty". Blocks stay
 // and take tile after tile, so that the next tile's stages are loaded while one is stored.
 //
+// Groups that alternate have whole tiles, the first every other one and the second those between: one multiplies while
+// the other stores. Blocks of a cluster go through their tiles in step; those with the same rows share A, those with
+// the same columns share B: each loads its part of it for all of them.
+//
 // After: NVIDIA, CUTLASS, "Efficient GEMM in CUDA" (warp-specialised kernels); Chetlur et al., arXiv:1410.0759
 // (implicit products).
 #pragma once
@@ -12,20 +16,25 @@
 
 constexpr int GROUP = 128;              // threads of a warp group
 constexpr int THREADS = 3 * GROUP;      // one group loads, two multiply
-constexpr int CONSUMER_WARPS = 8;
 constexpr int ROW = 128;                // bytes of a step in each row of a stage
 constexpr int SLAB = 256;               // bytes of a row that are stored at a time
 constexpr int SLAB_PITCH = SLAB + 16;   // rows begin 4 banks further on
 constexpr int MAX_STAGES = 8;
 
 // Numbers in the order in which a block needs them in dynamic shared memory.
-// T: type of the products (float stands for tf32); blocks: 64-row blocks of a group; n: columns of the tile.
-template <typename T, int blocks, int n, int count> struct Tile {
+// T: type of the products (float stands for tf32); blocks: 64-row blocks of a group; n: columns of the tile; down,
+// across: blocks of a cluster that differ in rows and in columns.
+template <typename T, int blocks, int n, int count, int down = 1, int across = 1, bool alternate = false> struct Tile {
     typedef T type;
     static constexpr int BLOCKS = blocks;
-    static constexpr int M = 2 * 64 * blocks;
+    static constexpr bool ALTERNATE = alternate;
+    static constexpr int M = (alternate ? 1 : 2) * 64 * blocks;
     static constexpr int N = n;
     static constexpr int STAGES = count;
+    static constexpr int DOWN = down, ACROSS = across, CLUSTER = down * across;
+    static constexpr int A_PART = M / across, B_PART = n / down;       // rows that one block loads
+    static constexpr int READERS = down + across - 1;                  // blocks that read what one block loads
+    static constexpr int CONSUMER_WARPS = alternate ? 4 : 8;
     static constexpr int STEP = ROW / sizeof(T);       // elements
     static constexpr int CHUNK = 64 * ROW;             // bytes of 64 rows
     static constexpr int A_BYTES = M * ROW;
@@ -33,13 +42,41 @@ template <typename T, int blocks, int n, int count> struct Tile {
     static constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
     static constexpr int STAGING = STAGES * STAGE_BYTES;
     static constexpr int BARRIERS = STAGING + 2 * 64 * SLAB_PITCH;
-    static constexpr int SHARED = BARRIERS + 2 * MAX_STAGES * 8;
+    static constexpr int SHARED = BARRIERS + (2 * MAX_STAGES + 2) * 8;
+    static_assert(count <= MAX_STAGES && SHARED <= 232448, "more than a block may have");
+};
+
+// A block's place in its cluster. Ranks go along columns first.
+template <typename Tile> struct Place {
+    int row, column;
+
+    __device__ __forceinline__ Place() : row(0), column(0) {
+        if constexpr (Tile::CLUSTER > 1) {
+            row = cluster_rank() / Tile::ACROSS;
+            column = cluster_rank() % Tile::ACROSS;
+        }
+    }
+    // Bits of the blocks with the same rows, which read the same A; and of those with the same columns.
+    __device__ __forceinline__ int beside() const { return ((1 << Tile::ACROSS) - 1) << row * Tile::ACROSS; }
+    __device__ __forceinline__ int below() const {
+        int bits = 0;
+#pragma unroll
+        for (int i = 0; i < Tile::DOWN; ++i) bits |= 1 << (i * Tile::ACROSS + column);
+        return bits;
+    }
+    // The i-th of the blocks that load for this one, and that this one loads for.
+    __device__ __forceinline__ int neighbour(int i) const {
+        if (i < Tile::ACROSS) return row * Tile::ACROSS + i;
+        int other = i - Tile::ACROSS;
+        return (other + (other >= row)) * Tile::ACROSS + column;
+    }
 };
 
 // The ring of stages as one thread goes round it.
 struct Ring {
     uint64* full;
     uint64* empty;
+    uint64* turns;  // of groups that alternate
     int stage;
     uint32 phase;
 
@@ -49,23 +86,47 @@ struct Ring {
             phase ^= 1;
         }
     }
+    // Pass over the stages of the other group's tile.
+    template <int stages> __device__ __forceinline__ void skip(int steps) {
+        stage += steps;
+        phase ^= stage / stages & 1;
+        stage %= stages;
+    }
 };
 
 template <typename Tile> __device__ __forceinline__ Ring open_ring(unsigned char* shared) {
     Ring ring;
     ring.full = reinterpret_cast<uint64*>(shared + Tile::BARRIERS);
     ring.empty = ring.full + MAX_STAGES;
+    ring.turns = ring.empty + MAX_STAGES;
     ring.stage = 0;
     ring.phase = 0;
     if (threadIdx.x == 0) {
         for (int i = 0; i < Tile::STAGES; ++i) {
             barrier_init(ring.full + i, 1);
-            barrier_init(ring.empty + i, CONSUMER_WARPS);
+            barrier_init(ring.empty + i, Tile::CONSUMER_WARPS * Tile::READERS);
         }
+        for (int i = 0; i < 2; ++i) barrier_init(ring.turns + i, Tile::CONSUMER_WARPS);
         barrier_init_fence();
     }
-    __syncthreads();
+    if constexpr (Tile::CLUSTER > 1) cluster_sync();
+    else __syncthreads();
     return ring;
+}
+
+// Before a block ends: the others of its cluster may still load for it and arrive at its barriers.
+template <typename Tile> __device__ __forceinline__ void close_ring() {
+    if constexpr (Tile::CLUSTER > 1) cluster_sync();
+}
+
+// A warp has read a stage; tell all blocks that load for it.
+template <typename Tile> __device__ __forceinline__ void release(uint64* empty, const Place<Tile>& place) {
+    int lane = threadIdx.x % 32;
+    if constexpr (Tile::CLUSTER > 1) {
+        if (lane < Tile::READERS) barrier_arrive_at(empty, place.neighbour(lane));
+    } else {
+        if (lane == 0) barrier_arrive(empty);
+    }
 }
 
 template <int transposed, int registers>
@@ -79,16 +140,17 @@ __device__ __forceinline__ void product(float, float (&d)[registers], uint64 a, 
 
 // Sum the products of `steps` stages. Not transposed: a stage holds rows of 128 bytes along the summed dimension, of A
 // and then of B. Transposed: it holds 64 rows, one an element of that dimension, for each 64 rows of A, columns of B.
-template <typename Tile, int transposed>
+// `part`: of the tile's rows, in units of BLOCKS blocks. `done`: called when the last products have begun.
+template <typename Tile, int transposed, typename Done>
 __device__ __forceinline__ void consume(float (&sums)[Tile::BLOCKS][Tile::N / 2], Ring& ring, unsigned char* shared,
-                                        int group, int steps) {
+                                        int part, int steps, const Place<Tile>& place, Done done) {
     constexpr int leading = transposed ? Tile::CHUNK : 16;
     constexpr int advance = transposed ? 16 * ROW : 32;
     int previous = 0;
     for (int step = 0; step < steps; ++step) {
         barrier_wait(ring.full + ring.stage, ring.phase);
         unsigned char* stage = shared + ring.stage * Tile::STAGE_BYTES;
-        uint64 a = matrix_descriptor(stage + group * Tile::BLOCKS * Tile::CHUNK, leading, 8 * ROW);
+        uint64 a = matrix_descriptor(stage + part * Tile::BLOCKS * Tile::CHUNK, leading, 8 * ROW);
         uint64 b = matrix_descriptor(stage + Tile::A_BYTES, leading, 8 * ROW);
         product_fence();
 #pragma unroll
@@ -100,12 +162,13 @@ __device__ __forceinline__ void consume(float (&sums)[Tile::BLOCKS][Tile::N / 2]
                                     b + descriptor_offset(k * advance), step > 0 || k > 0);
         product_commit();
         product_wait<1>();  // the products of the step before this are done: its stage may be filled again
-        if (step > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + previous);
+        if (step > 0) release<Tile>(ring.empty + previous, place);
         previous = ring.stage;
         ring.next<Tile::STAGES>();
     }
+    done();
     product_wait<0>();
-    if (steps > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + previous);
+    if (steps > 0) release<Tile>(ring.empty + previous, place);
     if (steps == 0) {
 #pragma unroll
         for (int block = 0; block < Tile::BLOCKS; ++block) clear(sums[block]);
@@ -172,7 +235,7 @@ __device__ __forceinline__ void store(const float (&sums)[Tile::BLOCKS][Tile::N 
     unsigned char* slab = shared + Tile::STAGING + group * 64 * SLAB_PITCH;
 #pragma unroll
     for (int block = 0; block < Tile::BLOCKS; ++block) {
-        int first = (group * Tile::BLOCKS + block) * 64;
+        int first = ((Tile::ALTERNATE ? 0 : group * Tile::BLOCKS) + block) * 64;
 #pragma unroll
         for (int i = 0; i < Tile::N / width; ++i) {
             named_barrier(1 + group, GROUP);  // the slab before this has been read

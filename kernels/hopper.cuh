@@ -105,6 +105,60 @@ __device__ __forceinline__ void load_im2col(void* shared, const TensorMap* map, 
         : "memory");
 }
 
+// ---- clusters: blocks that run together and reach each other's shared memory ----
+
+__device__ __forceinline__ int cluster_rank() {
+    uint32 rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+    return rank;
+}
+
+// Wait until all threads of the cluster have come here.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+}
+
+// Arrive at the barrier that lies at the same place in the shared memory of another block (or of this one).
+__device__ __forceinline__ void barrier_arrive_at(uint64* barrier, int rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+        "}\n" ::"r"(shared_window(barrier)), "r"(rank)
+        : "memory");
+}
+
+// Copies to the same place in the shared memory of all blocks whose bit is set in `ranks`; each one's barrier at the
+// place of `barrier` counts the bytes that come to it.
+__device__ __forceinline__ void multicast_tiled_2d(void* shared, const TensorMap* map, uint64* barrier, int ranks,
+                                                   int c0, int c1) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%4, %5}], [%2], %3;\n" ::"r"(shared_window(shared)),
+        "l"(map), "r"(shared_window(barrier)), "h"(static_cast<uint16>(ranks)), "r"(c0), "r"(c1)
+        : "memory");
+}
+
+__device__ __forceinline__ void multicast_tiled_3d(void* shared, const TensorMap* map, uint64* barrier, int ranks,
+                                                   int c0, int c1, int c2) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%4, %5, %6}], [%2], %3;\n" ::"r"(shared_window(shared)),
+        "l"(map), "r"(shared_window(barrier)), "h"(static_cast<uint16>(ranks)), "r"(c0), "r"(c1), "r"(c2)
+        : "memory");
+}
+
+__device__ __forceinline__ void multicast_im2col(void* shared, const TensorMap* map, uint64* barrier, int ranks, int c,
+                                                 int w, int h, int n, int offset_w, int offset_h) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%4, %5, %6, %7}], [%2], {%8, %9}, %3;\n" ::"r"(shared_window(shared)),
+        "l"(map), "r"(shared_window(barrier)), "h"(static_cast<uint16>(ranks)), "r"(c), "r"(w), "r"(h), "r"(n),
+        "h"(static_cast<uint16>(offset_w)), "h"(static_cast<uint16>(offset_h))
+        : "memory");
+}
+
 // ---- products of matrices in shared memory ----
 
 template <int registers> __device__ __forceinline__ void registers_increase() {

@@ -48,6 +48,23 @@ def kinds(classes: int, shape: Shape = (9, 7, 3)) -> ModelSpec:
     return graph.finish(classes)
 
 
+def residual() -> ModelSpec:
+    """Return two residual blocks with batch norm, the second with fewer rows and more channels."""
+    graph = GraphBuilder("residual", (8, 8, 3))
+    graph.conv("stem", 8, 3, padding=1, bias=False)
+    graph.batchnorm("stem_norm", activation="relu")
+    graph.conv("a", 8, 3, padding=1, bias=False)
+    graph.batchnorm("a_norm", activation="relu")
+    graph.add("a_sum", "stem_norm", activation="relu")
+    graph.conv("b", 16, 3, stride=2, padding=1, bias=False)
+    graph.batchnorm("b_norm")
+    graph.shortcut("b_short", 16, stride=2, source="a_sum")
+    graph.add("b_sum", "b_norm", activation="relu")
+    graph.global_average_pool("pool")
+    graph.linear("fc", 10)
+    return graph.finish(10)
+
+
 def train(
     on: World,
     spec: ModelSpec,

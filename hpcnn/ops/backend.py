@@ -1,8 +1,8 @@
-"""Which implementation serves an array: CUDA for CuPy's; for NumPy's, oneDNN for float32 where its library loads.
+"""Which implementation serves an array: CUDA for CuPy's; for NumPy's, oneDNN where its library loads.
 
-Without that library, and for float64, plain NumPy serves. The choice is made once, at the first call, so that importing
-`hpcnn.ops` costs nothing. `HPCNN_ONEDNN=off` forces NumPy, `HPCNN_ONEDNN=path` names the library to load (see
-`hpcnn.ops.onednn`).
+It takes float32 and bfloat16. Without that library, and for float64, plain NumPy serves. The choice is made once, at
+the first call, so that importing `hpcnn.ops` costs nothing. `HPCNN_ONEDNN=off` forces NumPy, `HPCNN_ONEDNN=path` names
+the library to load (see `hpcnn.ops.onednn`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 BFLOAT16 = "bfloat16"
 """Name of the type that ml_dtypes brings; it need not be installed to recognise it."""
 
-# The implementation of float32 NumPy arrays; None until the first call asks for it.
+# The implementation of float32 and bfloat16 NumPy arrays; None until the first call asks for it.
 _float32: ModuleType | None = None
 # That of CuPy arrays; None until the first comes along.
 _cuda: ModuleType | None = None
@@ -40,19 +40,15 @@ def implementation(x: Array) -> ModuleType:
     Raises
     ------
     ShapeError
-        If `x` is not a float32 or float64 NumPy array, or a float32 or bfloat16 CuPy array.
+        If `x` is not an array of float32 or bfloat16, or of float64 on the host.
     """
     if not isinstance(x, np.ndarray):
         return _of_gpu_array(x)
-    if x.dtype == np.float32:
+    if x.dtype == np.float32 or x.dtype.type.__name__ == BFLOAT16:
         return _float32 if _float32 is not None else _choose()
     if x.dtype == np.float64:
         return cpu
-    if x.dtype.type.__name__ != BFLOAT16:
-        raise ShapeError(f"ops: array of type {x.dtype}; numbers must be float32 or float64. Convert it first.")
-    if _float32 is None or _float32 is not _cuda:
-        raise ShapeError("ops: NumPy array of type bfloat16; bf16 is computed on GPUs. Convert it to float32 first.")
-    return _cuda
+    raise ShapeError(f"ops: array of type {x.dtype}; numbers must be float32, float64 or bfloat16. Convert it first.")
 
 
 def set_compute(which: Compute) -> None:
@@ -89,9 +85,9 @@ def device_name() -> str:
 
 @contextmanager
 def use(which: Name) -> Iterator[ModuleType]:
-    """Serve float32 NumPy arrays by the named implementation inside a `with` block; for tests and measurements.
+    """Serve float32 and bfloat16 NumPy arrays by the named implementation inside a `with` block.
 
-    "cuda" serves bfloat16 ones too. It runs on the device in use, which must take NumPy arrays: the tests' emulation.
+    For tests and measurements. "cuda" runs on the device in use, which must take NumPy arrays: the tests' emulation.
 
     Raises
     ------

@@ -10,6 +10,7 @@ import numpy as np
 
 from hpcnn import config as configuration
 from hpcnn import gpu
+from hpcnn.arrays import bfloat16
 from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.data import DataSet, open_data
@@ -19,7 +20,6 @@ from hpcnn.data.sources import check_alike, has_test_images
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.ops.backend import set_compute
-from hpcnn.ops.cuda.types import bfloat16
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
 from hpcnn.plan import planner

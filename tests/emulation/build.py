@@ -22,9 +22,11 @@ FLAGS = (
     *("-std=c++17", "-march=native", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing"),
     *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-attributes", "-DHPCNN_EMULATION"),
 )
-# As the preprocessor leaves a kernel with HPCNN_EMULATION_NAMES: the bounds may stand on either side of void.
-BOUNDS = r"(?:__launch_bounds__\s*\(((?:[^()]|\([^()]*\))*)\)\s*)?"
-KERNEL = re.compile(rf'extern\s+"C"\s+__global__\s+{BOUNDS}void\s+{BOUNDS}(\w+)\s*\(')
+# As the preprocessor leaves a kernel with HPCNN_EMULATION_NAMES: bounds and clusters stand on either side of void.
+ATTRIBUTES = r"((?:__\w+__\s*\((?:[^()]|\([^()]*\))*\)\s*)*)"
+KERNEL = re.compile(rf'extern\s+"C"\s+__global__\s+{ATTRIBUTES}void\s+{ATTRIBUTES}(\w+)\s*\(')
+BOUNDS = re.compile(r"__launch_bounds__\s*\(((?:[^()]|\([^()]*\))*)\)")
+CLUSTER = re.compile(r"__cluster_dims__\s*\(((?:[^()]|\([^()]*\))*)\)")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
@@ -71,11 +73,15 @@ def run(command: list[str], what: str) -> str:
     return done.stdout
 
 
-def kernel_names(source: Path, includes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return name and launch bounds (empty if there are none) of every kernel of a file, macros expanded."""
+def kernel_names(source: Path, includes: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Return name, launch bounds and extents of clusters of every kernel of a file, macros expanded."""
     command = [COMPILER or "", "-E", "-P", "-x", "c++", *FLAGS, "-DHPCNN_EMULATION_NAMES", *includes, str(source)]
     text = run(command, source.name)
-    return [(name, before or after or "1024") for before, after, name in KERNEL.findall(text)]
+    found = []
+    for before, after, name in KERNEL.findall(text):
+        bounds, cluster = BOUNDS.search(before + after), CLUSTER.search(before + after)
+        found.append((name, bounds[1] if bounds else "1024", cluster[1] if cluster else "1"))
+    return found
 
 
 def library(source: Path) -> Path:
@@ -97,7 +103,9 @@ def library(source: Path) -> Path:
         names = kernel_names(source, includes)
         if not names:
             raise EmulationError(f'emulation: {source.name} has no extern "C" __global__ function.')
-        entries = "".join(f'    emulation::kernel<::{name}>("{name}", {bounds}),\n' for name, bounds in names)
+        entries = "".join(
+            f'    emulation::kernel<::{name}, {cluster}>("{name}", {bounds}),\n' for name, bounds, cluster in names
+        )
         driver = Path(folder) / "driver.cpp"
         driver.write_text(
             f'#include "{source}"\n#include "entry.h"\n'

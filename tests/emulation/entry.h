@@ -13,6 +13,7 @@ struct Kernel {
     unsigned int max_threads;  // of __launch_bounds__, or 1024
     void (*call)(void* const* arguments);
     std::string (*parameters)();
+    unsigned int cluster;  // blocks, of __cluster_dims__, or 1
 };
 
 // One word for each parameter: kind (f float, b bfloat16, i signed, u unsigned, s structure) and bytes, for instance
@@ -38,8 +39,10 @@ template <typename... P, void (*F)(P...)> struct Launch<F> {
     static std::string parameters() { return (std::string() + ... + (" " + describe<std::remove_cv_t<P>>())); }
 };
 
-template <auto F> constexpr Kernel kernel(const char* name, unsigned int max_threads, unsigned int = 0, unsigned int = 0) {
-    return {name, max_threads, Launch<F>::call, Launch<F>::parameters};
+template <auto F, unsigned int x = 1, unsigned int y = 1, unsigned int z = 1>
+constexpr Kernel kernel(const char* name, unsigned int max_threads, unsigned int = 0, unsigned int = 0) {
+    static_assert(y == 1 && z == 1, "clusters go along x");
+    return {name, max_threads, Launch<F>::call, Launch<F>::parameters, x};
 }
 
 extern const Kernel kernels[];

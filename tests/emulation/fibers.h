@@ -4,7 +4,8 @@
 
 namespace emulation {
 
-constexpr unsigned int MAX_THREADS = 1024, WARP = 32, FULL_MASK = 0xffffffffu;
+constexpr unsigned int MAX_THREADS = 2048, WARP = 32, FULL_MASK = 0xffffffffu;  // threads of a cluster
+constexpr unsigned int MAX_CLUSTER = 8;
 
 enum class Wait { NOTHING, BLOCK, LANES, CONDITION, ENDED };
 
@@ -19,7 +20,7 @@ struct Fiber {
     void* stack_pointer;  // null before the first run
     unsigned char* stack;
     uint3 index;
-    unsigned int lane, warp;
+    unsigned int lane, warp, rank;  // of its block in the cluster
     Wait wait;
     const char* file;  // where it waits
     int line;
@@ -36,14 +37,21 @@ struct Warp {
     void* operands[WARP];
 };
 
-struct State {
+// A block of the cluster that runs.
+struct Block {
     unsigned char* dynamic_shared;
+    uint3 index;
+    int votes, votes_before;  // of the threads that wait at a barrier; the sum of those that waited last
+};
+
+struct State {
+    unsigned char* dynamic_shared;  // of the current fiber's block
     unsigned int dynamic_bytes;
     unsigned char *static_shared, *static_shared_end;
     Fiber* current;
-    int votes;  // of the threads that wait at a barrier; the sum of those that waited last
-    int votes_before;
-    bool block_ended;
+    Block blocks[MAX_CLUSTER];
+    unsigned int cluster, block_threads;  // blocks of a cluster, threads of a block
+    unsigned long long turn;              // counts the clusters that have run
 };
 extern State state;
 

@@ -136,16 +136,17 @@ inline void copies_arrive(Barrier* barrier) {
     barrier->settle();
 }
 
+// `to` and `counter`: where it goes, if that is in another block than `shared` and `barrier`.
 inline void start_copy(void* shared, const Map& map, uint64* barrier, const int (&coordinates)[4],
-                       const int (&offsets)[2]) {
+                       const int (&offsets)[2], void* to = nullptr, uint64* counter = nullptr) {
     if (num_tensor_copies == MAX_TENSOR_COPIES) fail("more than %d tensor copies at once", MAX_TENSOR_COPIES);
     if (window(shared) % 128) fail("a swizzled copy to address %u, not a multiple of 128", window(shared));
     if (!is_shared(shared, num_rows(map) * 128)) fail("a copy reaches out of shared memory");
-    TensorCopy copy = {reinterpret_cast<Barrier*>(barrier), window(shared), map, {}, {offsets[0], offsets[1]}};
+    TensorCopy copy = {reinterpret_cast<Barrier*>(counter ? counter : barrier), window(shared), map, {}, {offsets[0], offsets[1]}};
     for (int i = 0; i < 4; i++) copy.coordinates[i] = coordinates[i];
     for (int i = 0; i < 2; i++)
         if (offsets[i] < 0 || offsets[i] > 255) fail("im2col offset %d is not in 0 to 255", offsets[i]);
-    std::memset(shared, 0xff, num_rows(map) * 128);
+    std::memset(to ? to : shared, 0xff, num_rows(map) * 128);
     tensor_copies[num_tensor_copies++] = copy;
 }
 
@@ -165,7 +166,7 @@ struct Products {
     bool fenced;
 };
 static Products products[MAX_THREADS];
-inline Products& my_products() { return products[threadIdx.x]; }
+inline Products& my_products() { return products[state.current->rank * state.block_threads + threadIdx.x]; }
 
 // Element (i, k) of a matrix: i counts rows of A or columns of B.
 inline float element(uint64 descriptor, bool transposed, int element_bytes, int i, int k) {
@@ -217,7 +218,50 @@ struct NamedBarrier {
     int arrived;
     unsigned int generation;
 };
-static NamedBarrier named_barriers[16];
+static NamedBarrier named_barriers[MAX_CLUSTER][16], cluster_barrier;
+
+// Forget what a cluster before this, or a launch that failed, has left.
+inline void begin_cluster() {
+    static unsigned long long turn = 0;
+    if (turn == state.turn) return;
+    turn = state.turn;
+    num_tensor_copies = cluster_barrier.arrived = 0;
+    for (Products& one : products) one.count = one.fenced = 0;
+    for (auto& block : named_barriers)
+        for (NamedBarrier& named : block) named.arrived = 0;
+}
+
+inline void wait_for_all(NamedBarrier& barrier, int threads, const char* file, int line) {
+    struct Awaited {
+        NamedBarrier* barrier;
+        unsigned int generation;
+    } awaited = {&barrier, barrier.generation};
+    if (++barrier.arrived == threads) {
+        barrier.arrived = 0;
+        barrier.generation++;
+        return;
+    }
+    auto all_there = [](void* argument) {
+        Awaited& a = *static_cast<Awaited*>(argument);
+        return a.barrier->generation != a.generation;
+    };
+    wait_until(all_there, &awaited, file, line);
+}
+
+// The same place in the shared memory of another block of the cluster.
+template <typename T> inline T* in_block(T* p, unsigned int rank) {
+    if (rank >= state.cluster) fail("block %u of a cluster of %u", rank, state.cluster);
+    unsigned char* here = reinterpret_cast<unsigned char*>(p);
+    return reinterpret_cast<T*>(state.blocks[rank].dynamic_shared + (here - state.dynamic_shared));
+}
+
+inline void start_multicast(void* shared, const Map& map, uint64* barrier, int ranks, const int (&coordinates)[4],
+                            const int (&offsets)[2]) {
+    for (unsigned int rank = 0; ranks >> rank; rank++)
+        if (ranks >> rank & 1)
+            start_copy(shared, map, barrier, coordinates, offsets, in_block(static_cast<char*>(shared), rank),
+                       in_block(barrier, rank));
+}
 
 }  // namespace emulation
 
@@ -225,10 +269,8 @@ inline uint32 shared_window(const void* p) { return emulation::window(p); }
 
 inline void barrier_init(uint64* barrier, uint32 count) {
     using namespace emulation;
-    num_tensor_copies = 0;  // of the block before, or of a launch that failed
+    begin_cluster();
     *reinterpret_cast<Barrier*>(barrier) = {0, static_cast<unsigned short>(count), static_cast<unsigned short>(count), 0};
-    for (unsigned int i = 0; i < MAX_THREADS; i++) products[i].count = products[i].fenced = 0;
-    for (NamedBarrier& named : named_barriers) named.arrived = 0;
 }
 inline void barrier_init_fence() {}
 inline void barrier_arrive_expect(uint64* barrier, uint32 bytes) {
@@ -252,21 +294,16 @@ inline void barrier_wait(uint64* barrier, uint32 parity, EMULATION_PLACE) {
     emulation::wait_until(ended, &awaited, file, line);
 }
 inline void named_barrier(int id, int threads, EMULATION_PLACE) {
-    struct Awaited {
-        emulation::NamedBarrier* barrier;
-        unsigned int generation;
-    } awaited = {&emulation::named_barriers[id], emulation::named_barriers[id].generation};
-    if (++awaited.barrier->arrived == threads) {
-        awaited.barrier->arrived = 0;
-        awaited.barrier->generation++;
-        return;
-    }
-    auto all_there = [](void* argument) {
-        Awaited& a = *static_cast<Awaited*>(argument);
-        return a.barrier->generation != a.generation;
-    };
-    emulation::wait_until(all_there, &awaited, file, line);
+    emulation::wait_for_all(emulation::named_barriers[emulation::state.current->rank][id], threads, file, line);
 }
+
+inline int cluster_rank() { return emulation::state.current->rank; }
+inline void cluster_sync(EMULATION_PLACE) {
+    emulation::begin_cluster();
+    emulation::wait_for_all(emulation::cluster_barrier, emulation::state.block_threads * emulation::state.cluster, file,
+                            line);
+}
+inline void barrier_arrive_at(uint64* barrier, int rank) { barrier_arrive(emulation::in_block(barrier, rank)); }
 
 inline void shared_fence() {}
 inline void prefetch_map(const TensorMap*) {}
@@ -282,6 +319,18 @@ inline void load_tiled_4d(void* shared, const TensorMap* map, uint64* barrier, i
 inline void load_im2col(void* shared, const TensorMap* map, uint64* barrier, int c, int w, int h, int n, int offset_w,
                         int offset_h) {
     emulation::start_copy(shared, emulation::open_map(map, true, 4), barrier, {c, w, h, n}, {offset_w, offset_h});
+}
+
+inline void multicast_tiled_2d(void* shared, const TensorMap* map, uint64* barrier, int ranks, int c0, int c1) {
+    emulation::start_multicast(shared, emulation::open_map(map, false, 2), barrier, ranks, {c0, c1, 0, 0}, {0, 0});
+}
+inline void multicast_tiled_3d(void* shared, const TensorMap* map, uint64* barrier, int ranks, int c0, int c1, int c2) {
+    emulation::start_multicast(shared, emulation::open_map(map, false, 3), barrier, ranks, {c0, c1, c2, 0}, {0, 0});
+}
+inline void multicast_im2col(void* shared, const TensorMap* map, uint64* barrier, int ranks, int c, int w, int h, int n,
+                             int offset_w, int offset_h) {
+    emulation::start_multicast(shared, emulation::open_map(map, true, 4), barrier, ranks, {c, w, h, n},
+                               {offset_w, offset_h});
 }
 
 template <int registers> inline void registers_increase() {}

@@ -8,6 +8,7 @@
 #ifndef HPCNN_EMULATION_NAMES  // the preprocessor alone runs with it, to find the kernels of a file
 #define __global__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #endif
 #define __device__
 #define __host__
@@ -17,7 +18,6 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __grid_constant__
-#define __cluster_dims__(...)
 // All shared arrays of a library make up its thread-local segment, whose extent the loader knows.
 #define __shared__ static thread_local
 #define DYNAMIC_SHARED(name) unsigned char* const name = emulation::state.dynamic_shared

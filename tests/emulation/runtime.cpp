@@ -23,7 +23,8 @@ State state;
 namespace {
 
 // Tops of stacks are set off against each other: at one offset they would all share one set of the caches.
-constexpr size_t OFFSETS = 16 << 10, OFFSET = 704, STACK_BYTES = (64 << 10) + OFFSETS, PAGE = 4096, MAX_SHARED_BYTES = 256 << 10, GUARD = 1 << 20;
+constexpr size_t OFFSETS = 16 << 10, OFFSET = 704, STACK_BYTES = (64 << 10) + OFFSETS, PAGE = 4096, GUARD = 1 << 20;
+constexpr size_t SHARED_PITCH = (256 << 10) + GUARD;  // from one block of a cluster to the next
 constexpr unsigned int ASCENDING = 0, DESCENDING = 1;  // orders; any other number is the seed of a random one
 
 Fiber fibers[MAX_THREADS];
@@ -122,6 +123,8 @@ void resume(Fiber& fiber) {
     if (!fiber.stack_pointer) prepare(fiber);
     fiber.wait = Wait::NOTHING;
     state.current = &fiber;
+    state.dynamic_shared = state.blocks[fiber.rank].dynamic_shared;
+    blockIdx = state.blocks[fiber.rank].index;
     threadIdx = fiber.index;
     emulation_switch(&scheduler_stack_pointer, fiber.stack_pointer);
     state.current = nullptr;
@@ -159,11 +162,12 @@ void report_deadlock() {
     failed = true;
 }
 
-// Whether all live fibers wait for the block; they may go then, if they are at one place.
-bool release_block() {
+// Whether all live fibers of a block wait for it; they may go then, if they are at one place.
+bool release_block(unsigned int rank) {
     const Fiber* first = nullptr;
-    for (unsigned int i = 0; i < num_threads; i++) {
-        Fiber& fiber = fibers[i];
+    Fiber* const block = fibers + rank * state.block_threads;
+    for (unsigned int i = 0; i < state.block_threads; i++) {
+        Fiber& fiber = block[i];
         if (fiber.wait == Wait::ENDED) continue;
         if (fiber.wait != Wait::BLOCK) return false;
         if (!first) first = &fiber;
@@ -176,20 +180,24 @@ bool release_block() {
             return false;
         }
     }
-    for (unsigned int i = 0; i < num_threads; i++)
-        if (fibers[i].wait == Wait::BLOCK) fibers[i].wait = Wait::NOTHING;
-    state.votes_before = state.votes;
-    state.votes = 0;
-    return true;
+    for (unsigned int i = 0; i < state.block_threads; i++)
+        if (block[i].wait == Wait::BLOCK) block[i].wait = Wait::NOTHING;
+    state.blocks[rank].votes_before = state.blocks[rank].votes;
+    state.blocks[rank].votes = 0;
+    return first != nullptr;
 }
 
 // What lies behind the shared memory that was asked for, up to the page that faults.
 size_t slack() { return -state.dynamic_bytes % 1024; }
 
-void run_block() {
+// Run the blocks of a cluster, mostly one, together.
+void run_cluster() {
     memset(state.static_shared, 0xff, state.static_shared_end - state.static_shared);
-    memset(state.dynamic_shared, 0xff, state.dynamic_bytes + slack());
-    state.votes = 0;
+    for (unsigned int rank = 0; rank < state.cluster; rank++) {
+        memset(state.blocks[rank].dynamic_shared, 0xff, state.dynamic_bytes + slack());
+        state.blocks[rank].votes = 0;
+    }
+    state.turn++;
     live = num_threads;
     for (unsigned int i = 0; i < num_threads; i++) {
         Fiber& fiber = fibers[i];
@@ -205,12 +213,13 @@ void run_block() {
     while (live && !failed) {
         bool moved = false;
         for (unsigned int i = 0; i < num_warps && !failed; i++) moved |= run_warp(warp_order[i]);
-        if (live && !failed && !release_block() && !moved && !failed) report_deadlock();
+        for (unsigned int rank = 0; rank < state.cluster && !failed; rank++) moved |= release_block(rank);
+        if (live && !moved && !failed) report_deadlock();
     }
-    for (size_t i = 0; i < slack() && !failed; i++)
-        if (state.dynamic_shared[state.dynamic_bytes + i] != 0xff) {
+    for (size_t i = 0; i < slack() * state.cluster && !failed; i++)
+        if (state.blocks[i / slack()].dynamic_shared[state.dynamic_bytes + i % slack()] != 0xff) {
             snprintf(message, message_bytes, "wrote behind dynamic shared memory, at byte %zu of %u",
-                     state.dynamic_bytes + i, state.dynamic_bytes);
+                     state.dynamic_bytes + i % slack(), state.dynamic_bytes);
             failed = true;
         }
 }
@@ -227,7 +236,8 @@ void arrange(unsigned int* order, unsigned int count, unsigned int kind, uint64_
 }
 
 void run_grid(unsigned int order) {
-    uint64_t seed = order, count = static_cast<uint64_t>(gridDim.x) * gridDim.y * gridDim.z, step = 1, next = 0;
+    const unsigned int across = gridDim.x / state.cluster;
+    uint64_t seed = order, count = static_cast<uint64_t>(across) * gridDim.y * gridDim.z, step = 1, next = 0;
     arrange(warp_order, num_warps, order, seed);
     arrange(lane_order, WARP, order, seed);
     if (order == DESCENDING) next = count - 1, step = count - 1;
@@ -237,9 +247,11 @@ void run_grid(unsigned int order) {
         while (std::gcd(step, count) != 1);
     }
     for (uint64_t i = 0; i < count && !failed; i++, next = (next + step) % count) {
-        blockIdx = {static_cast<unsigned int>(next % gridDim.x), static_cast<unsigned int>(next / gridDim.x % gridDim.y),
-                    static_cast<unsigned int>(next / gridDim.x / gridDim.y)};
-        run_block();
+        for (unsigned int rank = 0; rank < state.cluster; rank++)
+            state.blocks[rank].index = {static_cast<unsigned int>(next % across) * state.cluster + rank,
+                                        static_cast<unsigned int>(next / across % gridDim.y),
+                                        static_cast<unsigned int>(next / across / gridDim.y)};
+        run_cluster();
     }
 }
 
@@ -268,14 +280,14 @@ void open_runtime(unsigned int shared_bytes) {
     if (!stacks) {
         stacks = static_cast<unsigned char*>(reserve(STACK_BYTES * MAX_THREADS));
         copy_lists = static_cast<Copy*>(reserve(sizeof(Copy) * MAX_COPIES * MAX_THREADS));
-        shared_region = static_cast<unsigned char*>(reserve(MAX_SHARED_BYTES + 2 * GUARD));
-        mprotect(shared_region, GUARD, PROT_NONE);
-        mprotect(shared_region + GUARD + MAX_SHARED_BYTES, GUARD, PROT_NONE);
+        shared_region = static_cast<unsigned char*>(reserve(SHARED_PITCH * MAX_CLUSTER + GUARD));
+        for (unsigned int rank = 0; rank <= MAX_CLUSTER; rank++) mprotect(shared_region + SHARED_PITCH * rank, GUARD, PROT_NONE);
     }
     num_free_stacks = 0;
     for (unsigned int i = 0; i < num_used_stacks; i++) free_stacks[num_free_stacks++] = stacks + STACK_BYTES * i;
     state.dynamic_bytes = shared_bytes;
-    state.dynamic_shared = shared_region + GUARD + MAX_SHARED_BYTES - shared_bytes - slack();
+    for (unsigned int rank = 0; rank < MAX_CLUSTER; rank++)  // each ends where the next guard begins
+        state.blocks[rank].dynamic_shared = shared_region + SHARED_PITCH * (rank + 1) - shared_bytes - slack();
     static unsigned char* known = nullptr;
     segment_anchor = 0;
     if (known != reinterpret_cast<unsigned char*>(&segment_anchor)) dl_iterate_phdr(find_segment, nullptr);
@@ -291,7 +303,7 @@ void on_signal(int number, siginfo_t* info, void*) {
     if (what) fail("%s", what);
     if (at >= stacks && at < stacks + STACK_BYTES * MAX_THREADS)
         fail("more than %zu bytes of local memory", STACK_BYTES - OFFSETS - PAGE);
-    if (at >= shared_region && at < shared_region + MAX_SHARED_BYTES + 2 * GUARD)
+    if (at >= shared_region && at < shared_region + SHARED_PITCH * MAX_CLUSTER + GUARD)
         fail("access to byte %td of %u bytes of dynamic shared memory", at - state.dynamic_shared, state.dynamic_bytes);
     fail("illegal address %p", info->si_addr);
 }
@@ -311,9 +323,10 @@ void fail(const char* format, ...) {
 Copy* copies(const Fiber& fiber) { return copy_lists + (&fiber - fibers) * MAX_COPIES; }
 
 int wait_for_block(int vote, const char* file, int line) {
-    state.votes += vote;
+    Block& block = state.blocks[state.current->rank];
+    block.votes += vote;
     park(Wait::BLOCK, file, line);
-    return state.votes_before;
+    return block.votes_before;
 }
 
 void wait_for_lanes(unsigned int mask, Collective function, void* operands, const char* file, int line) {
@@ -351,10 +364,19 @@ extern "C" __attribute__((visibility("default"))) int emulation_launch(
     failed = false;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
-    num_threads = block[0] * block[1] * block[2];
+    state.cluster = running->cluster;
+    state.block_threads = block[0] * block[1] * block[2];
+    num_threads = state.block_threads * state.cluster;
+    if (grid[0] % state.cluster || (state.cluster > 1 && state.block_threads % WARP) || num_threads > MAX_THREADS) {
+        snprintf(text, text_bytes, "clusters of %u blocks of %u threads do not fit a grid of %u", state.cluster,
+                 state.block_threads, grid[0]);
+        return 1;
+    }
     num_warps = (num_threads + WARP - 1) / WARP;
     for (unsigned int i = 0; i < num_threads; i++) {
-        fibers[i].index = {i % block[0], i / block[0] % block[1], i / block[0] / block[1]};
+        unsigned int thread = i % state.block_threads;
+        fibers[i].index = {thread % block[0], thread / block[0] % block[1], thread / block[0] / block[1]};
+        fibers[i].rank = i / state.block_threads;
         fibers[i].lane = i % WARP;
         fibers[i].warp = i / WARP;
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from hpcnn import arrays
+from hpcnn.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +120,17 @@ def test_empty_like_takes_shape_and_type():
 
 def test_numpy_arrays_are_numpys():
     assert arrays.array_module(np.zeros(1)) is np
+
+
+def test_bfloat16_has_two_bytes_and_the_range_of_float32():
+    dtype = arrays.bfloat16()
+    assert dtype.itemsize == 2
+    assert np.isfinite(np.array(3e38).astype(dtype).astype(np.float64))
+
+
+def test_who_lacks_bfloat16_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(
+        ConfigError, match=r"bf16: the Python package ml_dtypes is not installed. Install hpcnn\[bf16\]"
+    ):
+        arrays.bfloat16()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hpcnn.arrays import Padding, Pair, Shape
+from hpcnn.arrays import bfloat16 as bfloat16
 
 ACTIVATIONS = {None: np.int32(0), "relu": np.int32(1), "leaky_relu": np.int32(2)}
 """Activations by their numbers in `kernels/common.cuh`."""
@@ -21,13 +22,6 @@ CONV2D = np.dtype(
     ]
 )
 """`struct Conv2d` of `kernels/common.cuh`; passed by value, as an array without axes."""
-
-
-def bfloat16() -> np.dtype[Any]:
-    """Return NumPy's bfloat16, which ml_dtypes brings."""
-    import ml_dtypes  # only where bf16 is computed with
-
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 def suffix(dtype: np.dtype[Any]) -> str:

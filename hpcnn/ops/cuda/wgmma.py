@@ -21,44 +21,15 @@ from hpcnn.arrays import Array, Pair, Shape
 from hpcnn.ops.cuda import filters, tensor_map, types
 from hpcnn.ops.cuda.device import GIVEN, Launch, device, remembered
 from hpcnn.ops.cuda.products import Candidate, Problem, scratch
+from hpcnn.ops.cuda.wgmma_tiles import PIXEL_TILES, ROW, WEIGHT_TILES, Tile, clusters, offered, plans
 
-SOURCE = "conv2d_wgmma"
 ARCHITECTURE = 90
 THREADS = 384
-SLAB_BYTES = 2 * 64 * (256 + 16)
-BARRIER_BYTES = 2 * 8 * 8
-ROW = 128
-"""Bytes of a step along the summed dimension."""
 CORNERS = range(-128, 128)
 """What the copy engine can encode of corners of the base pixels' box, of steps, and of a tap's distance."""
 MAX_STRIDE, MAX_REACH = 8, 255
 MAX_PIXELS = 2**31 - 512
-OFFERED = 4
-MIN_STEPS = 8
-"""Steps that a split product leaves a block at least."""
 
-
-class Tile(NamedTuple):
-    """A block's part of a product; rates are guesses of the share of peak speed, to order candidates."""
-
-    rows: int
-    columns: int
-    stages: int
-    rate: float
-
-    @property
-    def name(self) -> str:
-        """How kernels name it."""
-        return f"{self.rows}x{self.columns}"
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory."""
-        return self.stages * (self.rows + self.columns) * ROW + SLAB_BYTES + BARRIER_BYTES
-
-
-PIXEL_TILES = (Tile(128, 256, 4, 1.0), Tile(256, 128, 4, 0.95), Tile(128, 128, 6, 0.8), Tile(128, 64, 8, 0.5))
-WEIGHT_TILES = (Tile(128, 256, 4, 1.0), Tile(256, 128, 4, 0.95), Tile(128, 192, 4, 0.9), Tile(128, 128, 6, 0.8))
 
 _PIXELS = ("rows", "height", "width", "stride_h", "stride_w", "corner_h", "corner_w")
 _WINDOWS = ("taps_h", "taps_w", "step_h", "step_w", "first", "tap_h", "tap_w", "chunks")
@@ -126,10 +97,11 @@ def candidates(problem: Problem) -> list[Candidate]:
         return []
     rows, columns, _ = problem.gemm
     steps = max(walk.taps[0] * walk.taps[1] for walk in walks) * _chunks(problem, summed)
-    tiles = PIXEL_TILES
+    tiles = tuple(tile for tile in PIXEL_TILES if tile.plain or problem.compute == "bf16")
     splits = 1 if len(walks) > 1 else device().num_processors
-    plans = _plans(tiles, rows, lambda tile: -(-columns // tile.columns), steps, splits)
-    return [candidate(problem, tile, n) for tile, n in plans]
+    found = plans(tiles, (rows, columns), steps, splits, problem.storage.itemsize)
+    found = offered([plan for plan in found if plan[0].plain or plan[1] == 1])
+    return [candidate(problem, tile, n) for tile, n in found]
 
 
 def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
@@ -150,21 +122,8 @@ def _weight_candidates(problem: Problem) -> list[Candidate]:
         return []
     units = g.r * g.s * -(-g.c // 64)
     steps = -(-g.n * g.p * g.q // 64)
-    plans = _plans(WEIGHT_TILES, g.k, lambda tile: -(-units * 64 // tile.columns), steps, device().num_processors)
-    return [candidate(problem, tile, n) for tile, n in plans]
-
-
-def _plans(tiles: tuple[Tile, ...], rows: int, across: Any, steps: int, max_splits: int) -> list[tuple[Tile, int]]:
-    """Return tiles and in how many parts to sum, the likely fastest first; few, because each may be measured."""
-    cost = {}
-    for tile in tiles:
-        places = -(-rows // tile.rows) * across(tile)
-        for splits in {2**i for i in range(9) if 2**i <= max(1, min(max_splits, steps // MIN_STEPS))}:
-            turns = -(-places * splits // device().num_processors)
-            cycles = turns * (-(-steps // splits) * tile.rows * tile.columns / 32 / tile.rate + 2500)
-            partial = 4 * places * tile.rows * tile.columns * (splits + 1) / 1500 + 5000 if splits > 1 else 0
-            cost[tile, splits] = cycles + partial
-    return sorted(cost, key=lambda plan: cost[plan])[:OFFERED]
+    found = plans(WEIGHT_TILES, (g.k, units * 64), steps, device().num_processors, 4)
+    return [candidate(problem, tile, n) for tile, n in offered(found)]
 
 
 def _chunks(problem: Problem, channels: int) -> int:
@@ -286,13 +245,13 @@ class _PixelProduct:
             *(*walk.taps, *walk.step, walk.first, *walk.tap, -(-channels // width)),
             *(columns, self._splits, activation, dense),
         )
-        items = -(-rows // tile.rows) * -(-columns // tile.columns) * self._splits
+        items = tile.items(rows, columns) * self._splits
         split = self._splits > 1 and self._problem.compute == "bf16"
         kernel = f"conv2d_{'partial' if split else 'forward'}_wgmma_{tile.name}_{self._problem.compute}"
         launch = _prepare(kernel, tile, items, GIVEN, GIVEN, GIVEN, GIVEN, np.array(fields, FORWARD))
         upper, (corner, stride) = walk.upper(extent), (walk.corner, walk.stride)
-        pixels = tensor_map.ByAddress(lambda x: tensor_map.im2col(x, 128, corner, upper, stride))
-        box = (width, 1, tile.columns)
+        pixels = tensor_map.ByAddress(lambda x: tensor_map.im2col(x, tile.box, corner, upper, stride))
+        box = (width, 1, tile.columns // tile.down)
         turned_map = tensor_map.ByAddress(lambda turned: tensor_map.tiled(turned, (channels, taps, columns), box))
 
         def multiply(x: Array, turned: Array, bias: Array | None, y: Array) -> None:
@@ -312,8 +271,7 @@ class _WeightProduct:
             *(g.k * taps * g.c, rows, *walk.grid, *walk.stride, *walk.corner),
             *(g.k, g.c, walk.taps[1], taps, *walk.step, splits),
         )
-        columns = taps * -(-g.c // 64) * 64
-        items = -(-g.k // tile.rows) * -(-columns // tile.columns) * splits
+        items = tile.items(g.k, taps * -(-g.c // 64) * 64) * splits
         kernel = f"conv2d_weight_wgmma_{tile.name}_bf16"
         self._launch = _prepare(kernel, tile, items, GIVEN, GIVEN, GIVEN, np.array(fields, WEIGHT))
         upper = walk.upper((g.h, g.w))
@@ -328,9 +286,9 @@ class _WeightProduct:
 
 
 def _prepare(kernel: str, tile: Tile, items: int, *args: Any) -> Launch:
-    """Return a kernel whose blocks, one a processor, share out `items` tiles."""
-    blocks = min(items, device().num_processors)
-    return device().prepare(SOURCE, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
+    """Return a kernel whose clusters of blocks, one block a processor, share out `items` tiles of clusters."""
+    blocks = min(items, clusters(tile)) * tile.cluster
+    return device().prepare(tile.source, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
 
 
 @remembered
@@ -340,4 +298,4 @@ def _sum(shape: Shape, dtype: Any, splits: int, activation: str | None) -> Launc
     blocks = min(-(-size // 256), 16 * device().num_processors)
     numbers = np.int64(size), np.int32(splits), np.int32(shape[-1]), types.ACTIVATIONS[activation]
     kernel = f"conv2d_sum_wgmma_{types.suffix(dtype)}"
-    return device().prepare(SOURCE, kernel, (blocks,), (256,), GIVEN, GIVEN, GIVEN, *numbers)
+    return device().prepare("conv2d_wgmma", kernel, (blocks,), (256,), GIVEN, GIVEN, GIVEN, *numbers)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcnn.arrays import Shape, empty
+from hpcnn.arrays import Shape, empty, empty_like
 from hpcnn.ops import cpu
 from hpcnn.ops.onednn import library as lib
 from hpcnn.ops.onednn import pool2d
@@ -25,6 +25,7 @@ from hpcnn.ops.onednn.primitive import (
     address,
     attributes,
     cached,
+    data_type,
     images,
     matrix,
     plain,
@@ -49,10 +50,14 @@ def batchnorm_statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return cpu.batchnorm_statistics(x)
     x, (count, channels) = plain(x), (x.shape[0], x.shape[-1])
     means, variances = np.empty((2, count, channels), np.float32)
-    step = max(1, min(count, CACHED_BYTES // x[0].nbytes))
+    step = max(1, min(count, CACHED_BYTES // (4 * x[0].size)))
     squares = empty((step, *x.shape[1:]))
+    wide = None if x.dtype == np.float32 else empty(squares.shape)
     for start in range(0, count, step):
         part = x[start : start + step]
+        if wide is not None:
+            np.copyto(wide[: len(part)], part)
+            part = wide[: len(part)]
         average, square = pool2d.mean_of_pixels(part.shape), _squared_distance(part.shape)
         if average is None or square is None:
             return cpu.batchnorm_statistics(x)
@@ -76,10 +81,10 @@ def batchnorm_forward(
     """See `hpcnn.ops.batchnorm_forward`; the mask is the library's for ReLU, and the output for leaky ReLU."""
     fused = activation == "relu"
     statistics = batchnorm_statistics(x) if statistics is None else statistics
-    primitive = _forward(x.shape, epsilon, fused, True)
+    primitive = _forward(x.shape, data_type(x), epsilon, fused, True)
     if primitive is None:
         return cpu.batchnorm_forward(x, gamma, beta, epsilon=epsilon, activation=activation, statistics=statistics)
-    x, gamma, beta, y = plain(x), plain(gamma), plain(beta), empty(x.shape)
+    x, gamma, beta, y = plain(x), plain(gamma), plain(beta), empty_like(x)
     mean, var = statistics
     centre, spread = _float32(mean), _float32(var)
     addresses = [address(array) for array in (x, y, gamma, beta, centre, spread)]
@@ -110,7 +115,7 @@ def batchnorm_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See `hpcnn.ops.batchnorm_backward`."""
     fused = activation == "relu"
-    primitive = _backward(x.shape, epsilon, fused, reduce_sum is not None)
+    primitive = _backward(x.shape, data_type(x), epsilon, fused, reduce_sum is not None)
     if primitive is None:
         options: dict[str, Any] = {
             "epsilon": epsilon,
@@ -123,7 +128,7 @@ def batchnorm_backward(
     error, x, gamma, mean, var = plain(grad_output), plain(x), plain(gamma), _float32(mean), _float32(var)
     if activation is not None and mask is not None and not fused:
         error = activation_backward(error, mask, activation)
-    grad_input = empty(x.shape)
+    grad_input = empty_like(x)
     grad_gamma, grad_beta = out if out is not None else (empty(gamma.shape), empty(gamma.shape))
     arrays = [x, error, grad_input, gamma, mean, var, grad_gamma, grad_beta]
     if fused and mask is not None:
@@ -150,26 +155,28 @@ def _correct(
     factor = -gamma * rstd * rstd * means[1]
     offset = _float32(-gamma * rstd * means[0] - factor * mean)
     factor = _float32(factor)
-    add_affine = _add_affine(x.size // x.shape[-1], x.shape[-1])
+    add_affine = _add_affine(x.size // x.shape[-1], x.shape[-1], data_type(x))
     if add_affine is None:
-        grad_input += x * factor + offset
+        grad_input[...] = grad_input + (x * factor + offset)
     else:
         target = address(grad_input)
         add_affine(address(x), address(factor), target, address(offset), target)
 
 
 @cached
-def _forward(shape: Shape, epsilon: float, fused: bool, given: bool) -> Primitive:
+def _forward(shape: Shape, dtype: int, epsilon: float, fused: bool, given: bool) -> Primitive:
     """Return y from x, gamma and beta; mean and variance are read where `given`, else written; then the mask."""
     arguments = (lib.SRC, lib.DST, lib.SCALE, lib.SHIFT, lib.MEAN, lib.VARIANCE)
-    return Primitive(_describe_forward(shape, epsilon, fused, given), (*arguments, *([lib.WORKSPACE] if fused else [])))
+    return Primitive(
+        _describe_forward(shape, dtype, epsilon, fused, given), (*arguments, *([lib.WORKSPACE] if fused else []))
+    )
 
 
 @cached
-def _backward(shape: Shape, epsilon: float, fused: bool, given: bool) -> Primitive:
+def _backward(shape: Shape, dtype: int, epsilon: float, fused: bool, given: bool) -> Primitive:
     """Return dx, dgamma and dbeta from x, dy, gamma, mean, variance and the mask."""
-    hint = _describe_forward(shape, epsilon, fused, given)
-    layout = _layout(shape)
+    hint = _describe_forward(shape, dtype, epsilon, fused, given)
+    layout = _layout(shape, dtype)
     description = Description(
         f"batchnorm gradient of {shape}",
         "batch_normalization_backward",
@@ -198,21 +205,21 @@ def _squared_distance(shape: Shape) -> Primitive:
 
 
 @cached
-def _add_affine(positions: int, channels: int) -> Primitive:
+def _add_affine(positions: int, channels: int, dtype: int) -> Primitive:
     """Return z = A x + B + z, with A and B per channel; takes the addresses of x, A, z, B and z."""
-    layout, row = matrix(positions, channels), matrix(1, channels)
+    layout, row = matrix(positions, channels, dtype), matrix(1, channels)
     then = (
         ("binary", lib.BINARY_ADD, (1, channels), (channels, 1)),
-        ("binary", lib.BINARY_ADD, (positions, channels), (channels, 1)),
+        ("binary", lib.BINARY_ADD, (positions, channels), (channels, 1), dtype),
     )
     who = f"batchnorm correction of ({positions}, {channels})"
     description = Description(who, "binary", lib.BINARY_MUL, layout, row, layout, attributes(then))
     return Primitive(description, (lib.SRC, lib.SRC_1, lib.DST, lib.post_op_source(0), lib.post_op_source(1)))
 
 
-def _describe_forward(shape: Shape, epsilon: float, fused: bool, given: bool) -> Description:
+def _describe_forward(shape: Shape, dtype: int, epsilon: float, fused: bool, given: bool) -> Description:
     """Return the description of a forward pass; the backward pass takes it as a hint."""
-    layout, flags = _layout(shape), _flags(fused, given)
+    layout, flags = _layout(shape, dtype), _flags(fused, given)
     who = f"batchnorm of {shape}"
     return Description(who, "batch_normalization_forward", lib.FORWARD, layout, layout, epsilon, flags, attributes())
 
@@ -222,12 +229,12 @@ def _flags(fused: bool, given: bool) -> int:
     return lib.USE_SCALE | lib.USE_SHIFT | (lib.FUSE_RELU if fused else 0) | (lib.USE_GLOBAL_STATS if given else 0)
 
 
-def _layout(shape: Shape) -> Handle:
+def _layout(shape: Shape, dtype: int) -> Handle:
     """Return how x is described: as images, or as one matrix (M, C) where that is faster or there are no pixels."""
     channels, size = shape[-1], int(np.prod(shape))
     if len(shape) != 4 or (channels >= ROWS_FROM_CHANNELS and 4 * size >= ROWS_FROM_BYTES):
-        return matrix(size // channels, channels)
-    return images(shape)
+        return matrix(size // channels, channels, dtype)
+    return images(shape, dtype)
 
 
 def _float32(x: np.ndarray) -> np.ndarray:

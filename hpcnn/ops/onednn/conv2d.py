@@ -22,6 +22,7 @@ from hpcnn.ops.onednn.primitive import (
     address,
     attributes,
     cached,
+    data_type,
     descriptor,
     extents,
     images,
@@ -42,6 +43,7 @@ class _Geometry(NamedTuple):
     padding: Padding
     dilation: Pair
     groups: int
+    data_type: int  # of images; filters, biases and their gradients lie in float32
 
     @property
     def target(self) -> Shape:
@@ -67,12 +69,12 @@ def conv2d_forward(
     activation: str | None = None,
 ) -> np.ndarray:
     """See `hpcnn.ops.conv2d_forward`."""
-    geometry = _Geometry(x.shape, weight.shape, stride, padding, dilation, groups)
+    geometry = _Geometry(x.shape, weight.shape, stride, padding, dilation, groups, data_type(x))
     primitive = _forward(geometry, bias is not None, activation)
     if primitive is None:
         parameters = _parameters(geometry)
         return cpu.conv2d_forward(x, weight, bias, activation=activation, **parameters)
-    x, weight, y = plain(x), plain(weight), empty(geometry.target)
+    x, weight, y = plain(x), plain(weight), empty(geometry.target, x.dtype)
     if bias is None:
         primitive(address(x), address(weight), address(y))
     else:
@@ -93,13 +95,25 @@ def conv2d_backward_input(
 ) -> np.ndarray:
     """See `hpcnn.ops.conv2d_backward_input`."""
     source = (grad_output.shape[0], *input_size, weight.shape[3] * groups)
-    geometry = _Geometry(source, weight.shape, stride, padding, dilation, groups)
+    geometry = _Geometry(source, weight.shape, stride, padding, dilation, groups, data_type(grad_output))
     primitive = _backward_input(geometry)
     if primitive is None:
         return cpu.conv2d_backward_input(grad_output, weight, input_size, **_parameters(geometry))
-    grad_output, weight, grad_input = plain(grad_output), plain(weight), empty(source)
+    grad_output, weight, grad_input = plain(grad_output), plain(weight), empty(source, grad_output.dtype)
     primitive(address(grad_input), address(weight), address(grad_output))
     return grad_input
+
+
+def weight_gradient_is_right(
+    x: np.ndarray, _: np.ndarray, kernel_size: Pair, *, stride: Pair = (1, 1), dilation: Pair = (1, 1), **__: Any
+) -> bool:
+    """Return whether the weight gradient from bfloat16 images may be left to the library.
+
+    Version 3.2 returns wrong numbers for some dilated filters, and for some images hardly wider than a filter that
+    moves by more than a pixel.
+    """
+    wide_enough = stride[1] == 1 or x.shape[2] >= kernel_size[1] + stride[1]
+    return lib.computes_bfloat16() and dilation == (1, 1) and wide_enough
 
 
 def conv2d_backward_weight(
@@ -116,11 +130,11 @@ def conv2d_backward_weight(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """See `hpcnn.ops.conv2d_backward_weight`."""
     filters = (grad_output.shape[3], *kernel_size, x.shape[3] // groups)
-    geometry = _Geometry(x.shape, filters, stride, padding, dilation, groups)
+    geometry = _Geometry(x.shape, filters, stride, padding, dilation, groups, data_type(x))
     x, grad_output = plain(x), plain(grad_output)
     grad_weight, grad_bias = out if out is not None else (empty(filters), empty(filters[0]) if bias else None)
     window = products.Window(kernel_size, stride, padding, dilation)
-    if groups == 1 and window.pays(x.shape[3], *grad_output.shape[2:]):
+    if groups == 1 and x.dtype == np.float32 and window.pays(x.shape[3], *grad_output.shape[2:]):
         both = products.backward_weight(x, grad_output, window)
         grad_weight.reshape(filters[0], -1)[...] = both[:-1].T
         if bias and grad_bias is not None:
@@ -152,9 +166,9 @@ def _backward_input(geometry: _Geometry) -> Primitive:
         _name("conv2d input gradient", geometry),
         "convolution_backward_data",
         lib.CONVOLUTION_DIRECT,
-        images(geometry.source),
+        images(geometry.source, geometry.data_type),
         _any_filters(geometry),
-        images(geometry.target),
+        images(geometry.target, geometry.data_type),
         *_window(geometry),
         hint.handle,
         attributes(),
@@ -169,7 +183,11 @@ def _backward_weight(geometry: _Geometry, bias: bool) -> Primitive | None:
     channels spread to many; elsewhere the convolution divides its work better (within a tenth either way).
     """
     (N, H, W, C), K = geometry.source, geometry.filters[0]
-    if geometry.is_product and (lib.num_threads() == 1 or C <= min(K - 1, FEW_CHANNELS)):
+    if (
+        geometry.data_type == lib.F32
+        and geometry.is_product
+        and (lib.num_threads() == 1 or C <= min(K - 1, FEW_CHANNELS))
+    ):
         return linear.backward_weight(N * H * W, C, K, bias)
     return _direct_backward_weight(geometry, bias)
 
@@ -182,10 +200,10 @@ def _direct_backward_weight(geometry: _Geometry, bias: bool) -> Primitive:
         _name("conv2d weight gradient", geometry),
         "convolution_backward_weights",
         lib.CONVOLUTION_DIRECT,
-        images(geometry.source),
-        _any_filters(geometry),
+        images(geometry.source, geometry.data_type),
+        descriptor(_logical(geometry)),
         vector(geometry.filters[0]) if bias else None,
-        images(geometry.target),
+        images(geometry.target, geometry.data_type),
         *_window(geometry),
         hint.handle,
         attributes(),
@@ -201,10 +219,10 @@ def _describe_forward(geometry: _Geometry, bias: bool, attribute: Handle) -> Des
         "convolution_forward",
         lib.FORWARD,
         lib.CONVOLUTION_DIRECT,
-        images(geometry.source),
+        images(geometry.source, geometry.data_type),
         _any_filters(geometry),
         vector(geometry.filters[0]) if bias else None,
-        images(geometry.target),
+        images(geometry.target, geometry.data_type),
         *_window(geometry),
         attribute,
     )
@@ -233,8 +251,8 @@ def _logical(geometry: _Geometry) -> Shape:
 
 
 def _any_filters(geometry: _Geometry) -> Handle:
-    """Return the descriptor of filters in a format of the library's choice."""
-    return descriptor(_logical(geometry))
+    """Return the descriptor of filters in a format of the library's choice, of the images' type."""
+    return descriptor(_logical(geometry), data_type=geometry.data_type)
 
 
 def _filters(geometry: _Geometry) -> Handle:

@@ -13,6 +13,7 @@ from ctypes import POINTER, byref, c_char, c_char_p, c_float, c_int, c_int64, c_
 from ctypes.util import find_library
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hpcnn.errors import ConfigError
 
@@ -31,7 +32,8 @@ STATUS = (
 )
 SUCCESS, UNIMPLEMENTED = 0, 3
 
-F32 = 3
+BF16, F32 = 2, 3
+ISA_AVX512_BF16 = 0xE7
 FORMAT_ANY = 1
 FORWARD, BACKWARD = 64, 128
 CONVOLUTION_DIRECT = 0x1
@@ -124,6 +126,7 @@ def _open(path: str) -> ctypes.CDLL:
     library.dnnl_primitive_desc_query_md.argtypes = [c_void_p, c_int, c_int]
     library.dnnl_memory_desc_get_size.restype = c_size_t
     library.dnnl_memory_desc_get_size.argtypes = [c_void_p]
+    library.dnnl_get_effective_cpu_isa.restype = c_int
     return library
 
 
@@ -202,6 +205,16 @@ def stream() -> c_void_p:
     handle = c_void_p()
     check(library().dnnl_stream_create(byref(handle), engine(), 1), "stream")
     return handle
+
+
+@cache
+def _has_bfloat16() -> bool:
+    return library().dnnl_get_effective_cpu_isa() & ISA_AVX512_BF16 == ISA_AVX512_BF16
+
+
+def computes_bfloat16(*_: Any, **__: Any) -> bool:
+    """Return whether the processor has instructions for bfloat16, and the library uses them, whatever the operands."""
+    return _has_bfloat16()
 
 
 def num_threads() -> int:

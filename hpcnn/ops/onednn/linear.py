@@ -8,6 +8,8 @@ Legend: M samples, I input features, O output features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hpcnn.arrays import empty
@@ -20,6 +22,7 @@ from hpcnn.ops.onednn.primitive import (
     address,
     attributes,
     cached,
+    descriptor,
     matrix,
     plain,
     relu,
@@ -31,6 +34,16 @@ FEWEST_SAMPLES, MOST_SAMPLES = 8, 128
 SMALLEST_WEIGHT = 1 << 20
 # Rows of dx^T that are transposed together, so that what is read and written stays in the cache.
 STRIP_ROWS = 256
+# From here on a product in bfloat16 wins back what rounding its weight costs.
+MANY_SAMPLES = 256
+
+
+def pays_rounded(x: np.ndarray, *_: Any, **__: Any) -> bool:
+    """Return whether bfloat16 is faster than float32 on widened images.
+
+    To round a weight takes as long as to multiply a hundred images by it, and it is float32 where it lies.
+    """
+    return lib.computes_bfloat16() and len(x) >= MANY_SAMPLES
 
 
 def linear_forward(
@@ -39,10 +52,11 @@ def linear_forward(
     """See `hpcnn.ops.linear_forward`."""
     weight, transposed = _as_it_lies(weight)
     samples, (outputs, inputs) = x.shape[0], weight.shape
-    primitive = _forward(samples, inputs, outputs, bias is not None, activation, transposed)
+    create = _forward if x.dtype == np.float32 else _rounded_forward
+    primitive = create(samples, inputs, outputs, bias is not None, activation, transposed)
     if primitive is None:
         return cpu.linear_forward(x, weight, bias, activation=activation)
-    x, y = plain(x), empty((samples, outputs))
+    x, y = plain(x), empty((samples, outputs), x.dtype)
     if bias is None:
         primitive(address(x), address(weight), address(y))
     else:
@@ -55,15 +69,16 @@ def linear_backward_input(grad_output: np.ndarray, weight: np.ndarray) -> np.nda
     """See `hpcnn.ops.linear_backward_input`."""
     weight, transposed = _as_it_lies(weight)
     samples, (outputs, inputs) = grad_output.shape[0], weight.shape
-    flipped = transposed and _pays(samples, inputs * outputs)
-    primitive = (
-        _backward_input_flipped(samples, inputs, outputs)
-        if flipped
-        else _backward_input(samples, inputs, outputs, transposed)
-    )
+    flipped = transposed and grad_output.dtype == np.float32 and _pays(samples, inputs * outputs)
+    if flipped:
+        primitive = _backward_input_flipped(samples, inputs, outputs)
+    elif grad_output.dtype == np.float32:
+        primitive = _backward_input(samples, inputs, outputs, transposed)
+    else:
+        primitive = _rounded_backward_input(samples, inputs, outputs, transposed)
     if primitive is None:
         return cpu.linear_backward_input(grad_output, weight)
-    grad_output, grad_input = plain(grad_output), empty((samples, inputs))
+    grad_output, grad_input = plain(grad_output), empty((samples, inputs), grad_output.dtype)
     if flipped:
         columns = empty((inputs, samples))
         primitive(address(weight), address(grad_output), address(columns))
@@ -85,7 +100,8 @@ def linear_backward_weight(
     """See `hpcnn.ops.linear_backward_weight`."""
     (samples, inputs), outputs = x.shape, grad_output.shape[1]
     grad_weight, grad_bias = out if out is not None else (empty((outputs, inputs)), empty(outputs) if bias else None)
-    primitive = backward_weight(samples, inputs, outputs, bias, transposed=not grad_weight.flags.c_contiguous)
+    create = backward_weight if x.dtype == np.float32 else _rounded_backward_weight
+    primitive = create(samples, inputs, outputs, bias, transposed=not grad_weight.flags.c_contiguous)
     if primitive is None:
         return cpu.linear_backward_weight(x, grad_output, bias=bias, out=out)
     x, grad_output = plain(x), plain(grad_output)
@@ -169,6 +185,67 @@ def backward_weight(samples: int, inputs: int, outputs: int, bias: bool, *, tran
     )
     arguments = [lib.SRC, lib.DIFF_WEIGHTS, lib.DIFF_DST, *([lib.DIFF_BIAS] if bias else [])]
     return Primitive(description, arguments)
+
+
+@cached
+def _rounded_forward(
+    samples: int, inputs: int, outputs: int, bias: bool, activation: str | None, transposed: bool
+) -> Primitive:
+    """Return y = x W^T + b for x and y in bfloat16; W is rounded first."""
+    description = _describe_rounded(samples, inputs, outputs, bias, activation)
+    arguments = [lib.SRC, lib.WEIGHTS, lib.DST, *([lib.BIAS] if bias else [])]
+    return Primitive(description, arguments, (lib.WEIGHTS, _weight(inputs, outputs, transposed)))
+
+
+@cached
+def _rounded_backward_input(samples: int, inputs: int, outputs: int, transposed: bool) -> Primitive:
+    """Return dx = dy W for dx and dy in bfloat16; takes the addresses of dy, W and dx."""
+    hint = _describe_rounded(samples, inputs, outputs, False, None)
+    description = Description(
+        f"bfloat16 linear input gradient of ({samples}, {outputs}) to {inputs}",
+        "inner_product_backward_data",
+        matrix(samples, inputs, lib.BF16),
+        descriptor((outputs, inputs), data_type=lib.BF16),
+        matrix(samples, outputs, lib.BF16),
+        hint.handle,
+        attributes(),
+    )
+    arguments = lib.DIFF_DST, lib.WEIGHTS, lib.DIFF_SRC
+    return Primitive(description, arguments, (lib.WEIGHTS, _weight(inputs, outputs, transposed)))
+
+
+@cached
+def _rounded_backward_weight(
+    samples: int, inputs: int, outputs: int, bias: bool, *, transposed: bool = False
+) -> Primitive:
+    """Return dW and db in float32 for x and dy in bfloat16; takes the addresses of x, dW, dy, and db where `bias`."""
+    hint = _describe_rounded(samples, inputs, outputs, bias, None)
+    description = Description(
+        f"bfloat16 linear weight gradient of ({samples}, {inputs}) to {outputs}",
+        "inner_product_backward_weights",
+        matrix(samples, inputs, lib.BF16),
+        descriptor((outputs, inputs)),
+        vector(outputs) if bias else None,
+        matrix(samples, outputs, lib.BF16),
+        hint.handle,
+        attributes(),
+    )
+    arguments = [lib.SRC, lib.DIFF_WEIGHTS, lib.DIFF_DST, *([lib.DIFF_BIAS] if bias else [])]
+    return Primitive(description, arguments, (lib.DIFF_WEIGHTS, _weight(inputs, outputs, transposed)))
+
+
+def _describe_rounded(samples: int, inputs: int, outputs: int, bias: bool, activation: str | None) -> Description:
+    """Return the description of a forward pass in bfloat16, W in a format of the library's choice."""
+    return Description(
+        f"bfloat16 linear of ({samples}, {inputs}) to {outputs}",
+        "inner_product_forward",
+        lib.FORWARD,
+        matrix(samples, inputs, lib.BF16),
+        descriptor((outputs, inputs), data_type=lib.BF16),
+        vector(outputs) if bias else None,
+        matrix(samples, outputs, lib.BF16),
+        attributes(relu(activation)),
+    )
 
 
 def _weight(inputs: int, outputs: int, transposed: bool) -> Handle:

@@ -14,8 +14,19 @@ import numpy as np
 from hpcnn.arrays import Padding, Pair, Shape, empty
 from hpcnn.geometry import NO_PADDING, output_size
 from hpcnn.ops import cpu
+from hpcnn.ops.cpu.pool2d import LARGEST_BYTE_WINDOW
 from hpcnn.ops.onednn import library as lib
-from hpcnn.ops.onednn.primitive import Description, Primitive, address, attributes, cached, extents, images, plain
+from hpcnn.ops.onednn.primitive import (
+    Description,
+    Primitive,
+    address,
+    attributes,
+    cached,
+    data_type,
+    extents,
+    images,
+    plain,
+)
 
 
 class _Geometry(NamedTuple):
@@ -26,6 +37,7 @@ class _Geometry(NamedTuple):
     window: Pair
     stride: Pair
     padding: Padding
+    data_type: int
 
     @property
     def target(self) -> Shape:
@@ -36,16 +48,30 @@ class _Geometry(NamedTuple):
     @property
     def place_type(self) -> type:
         """Element type of the places of maxima."""
-        return np.uint8 if self.window[0] * self.window[1] <= 255 else np.int32
+        return np.uint8 if self.window[0] * self.window[1] <= LARGEST_BYTE_WINDOW else np.int32
+
+
+def adds_nothing_up(grad_output: np.ndarray, *others: Any, stride: Pair, **_: Any) -> bool:
+    """Return whether a gradient of pooling is best left to the library in bfloat16: where windows do not overlap.
+
+    Where they do, the library rounds the sum for a pixel after each of its windows.
+    """
+    window: Pair = others[-1]
+    return places_fit(grad_output, window) and stride[0] >= window[0] and stride[1] >= window[1]
+
+
+def places_fit(_: np.ndarray, window: Pair, **__: Any) -> bool:
+    """Return whether maxima of bfloat16 may be left to the library: it mistakes places that are no bytes (3.2)."""
+    return lib.computes_bfloat16() and window[0] * window[1] <= LARGEST_BYTE_WINDOW
 
 
 def maxpool2d_forward(x: np.ndarray, window: Pair, *, stride: Pair, padding: Padding) -> tuple[np.ndarray, np.ndarray]:
     """See `hpcnn.ops.maxpool2d_forward`."""
-    geometry = _Geometry(lib.POOL_MAX, x.shape, window, stride, padding)
+    geometry = _Geometry(lib.POOL_MAX, x.shape, window, stride, padding, data_type(x))
     primitive = _forward(geometry)
     if primitive is None:
         return cpu.maxpool2d_forward(x, window, stride=stride, padding=padding)
-    x, y, argmax = plain(x), empty(geometry.target), empty(geometry.target, geometry.place_type)
+    x, y, argmax = plain(x), empty(geometry.target, x.dtype), empty(geometry.target, geometry.place_type)
     primitive(address(x), address(y), address(argmax))
     return y, argmax
 
@@ -55,21 +81,21 @@ def maxpool2d_backward(
 ) -> np.ndarray:
     """See `hpcnn.ops.maxpool2d_backward`."""
     source = (grad_output.shape[0], *input_size, grad_output.shape[3])
-    primitive = _backward(_Geometry(lib.POOL_MAX, source, window, stride, padding))
+    primitive = _backward(_Geometry(lib.POOL_MAX, source, window, stride, padding, data_type(grad_output)))
     if primitive is None:
         return cpu.maxpool2d_backward(grad_output, argmax, input_size, window, stride=stride, padding=padding)
-    grad_output, argmax, grad_input = plain(grad_output), plain(argmax), empty(source)
+    grad_output, argmax, grad_input = plain(grad_output), plain(argmax), empty(source, grad_output.dtype)
     primitive(address(grad_output), address(grad_input), address(argmax))
     return grad_input
 
 
 def avgpool2d_forward(x: np.ndarray, window: Pair, *, stride: Pair, padding: Padding) -> np.ndarray:
     """See `hpcnn.ops.avgpool2d_forward`."""
-    geometry = _Geometry(lib.POOL_AVERAGE, x.shape, window, stride, padding)
+    geometry = _Geometry(lib.POOL_AVERAGE, x.shape, window, stride, padding, data_type(x))
     primitive = _forward(geometry)
     if primitive is None:
         return cpu.avgpool2d_forward(x, window, stride=stride, padding=padding)
-    x, y = plain(x), empty(geometry.target)
+    x, y = plain(x), empty(geometry.target, x.dtype)
     primitive(address(x), address(y))
     return y
 
@@ -79,10 +105,10 @@ def avgpool2d_backward(
 ) -> np.ndarray:
     """See `hpcnn.ops.avgpool2d_backward`."""
     source = (grad_output.shape[0], *input_size, grad_output.shape[3])
-    primitive = _backward(_Geometry(lib.POOL_AVERAGE, source, window, stride, padding))
+    primitive = _backward(_Geometry(lib.POOL_AVERAGE, source, window, stride, padding, data_type(grad_output)))
     if primitive is None:
         return cpu.avgpool2d_backward(grad_output, input_size, window, stride=stride, padding=padding)
-    grad_output, grad_input = plain(grad_output), empty(source)
+    grad_output, grad_input = plain(grad_output), empty(source, grad_output.dtype)
     primitive(address(grad_output), address(grad_input))
     return grad_input
 
@@ -100,9 +126,9 @@ def global_avgpool_backward(grad_output: np.ndarray, input_size: Pair) -> np.nda
 
 
 def mean_of_pixels(shape: Shape) -> Primitive | None:
-    """Return what finds the mean over rows and columns; each sample's has the same bits whatever its company."""
+    """Return what finds the mean over rows and columns of float32; each sample's has the same bits in any company."""
     size = (shape[1], shape[2])
-    return _forward(_Geometry(lib.POOL_AVERAGE, shape, size, size, NO_PADDING))
+    return _forward(_Geometry(lib.POOL_AVERAGE, shape, size, size, NO_PADDING, lib.F32))
 
 
 @cached
@@ -120,8 +146,8 @@ def _backward(geometry: _Geometry) -> Primitive:
         f"pooling gradient {geometry}",
         "pooling_backward",
         geometry.algorithm,
-        images(geometry.source),
-        images(geometry.target),
+        images(geometry.source, geometry.data_type),
+        images(geometry.target, geometry.data_type),
         *_window(geometry),
         hint.handle,
         attributes(),
@@ -137,8 +163,8 @@ def _describe_forward(geometry: _Geometry) -> Description:
         "pooling_forward",
         lib.FORWARD,
         geometry.algorithm,
-        images(geometry.source),
-        images(geometry.target),
+        images(geometry.source, geometry.data_type),
+        images(geometry.target, geometry.data_type),
         *_window(geometry),
         attributes(),
     )

@@ -74,14 +74,14 @@ def images(shape: Shape, data_type: int = lib.F32) -> Handle:
     return descriptor((count, channels, rows, columns), strides, data_type)
 
 
-def matrix(rows: int, columns: int, *, transposed: bool = False) -> Handle:
+def matrix(rows: int, columns: int, data_type: int = lib.F32, *, transposed: bool = False) -> Handle:
     """Return the descriptor of a matrix, C-ordered, or `transposed`: its transpose is what lies in memory."""
-    return descriptor((rows, columns), (1, rows) if transposed else (columns, 1))
+    return descriptor((rows, columns), (1, rows) if transposed else (columns, 1), data_type)
 
 
-def vector(size: int) -> Handle:
+def vector(size: int, data_type: int = lib.F32) -> Handle:
     """Return the descriptor of a vector."""
-    return descriptor((size,), (1,))
+    return descriptor((size,), (1,), data_type)
 
 
 def relu(activation: str | None) -> tuple[PostOp, ...]:
@@ -98,7 +98,8 @@ def slope(activation: str) -> float:
 def attributes(post_ops: tuple[PostOp, ...] = ()) -> Handle:
     """Return primitive attributes: scratch memory is ours, then the post-operations.
 
-    Each post-operation is ("sum",), ("eltwise", algorithm, alpha, beta) or ("binary", algorithm, dims, strides).
+    Each post-operation is ("sum",), ("eltwise", algorithm, alpha, beta) or ("binary", algorithm, dims, strides,
+    data type).
     """
     library, handle, chain = lib.library(), Handle(), Handle()
     lib.check(library.dnnl_primitive_attr_create(byref(handle)), "attributes")
@@ -295,6 +296,11 @@ def cached(build: Callable[P, Primitive]) -> Callable[P, Primitive | None]:
 def fallbacks() -> tuple[str, ...]:
     """Return what the library could not do in this process, so that NumPy did it."""
     return tuple(_fallbacks)
+
+
+def data_type(x: np.ndarray) -> int:
+    """Return the library's number for the elements of an array of float32 or bfloat16."""
+    return lib.F32 if x.dtype == np.float32 else lib.BF16
 
 
 def plain(x: np.ndarray) -> np.ndarray:

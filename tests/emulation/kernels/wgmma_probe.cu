@@ -81,3 +81,71 @@ extern "C" __global__ void __launch_bounds__(128, 1) products_tf32(const uint8* 
     products(shared, operands, 16, 32, out,
              [](float(&d)[64], uint64 a, uint64 b, int accumulate) { product_tf32(d, a, b, accumulate); });
 }
+
+// As barrier_wait, but gives up after about a second: what is wrong about clusters must not hang the device.
+__device__ __forceinline__ bool barrier_wait_a_while(uint64* barrier, uint32 parity) {
+#ifdef HPCNN_EMULATION
+    barrier_wait(barrier, parity);
+    return true;
+#else
+    uint32 done = 0;
+    for (int i = 0; i < 10000000 && !done; ++i)
+        asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+                     : "=r"(done) : "r"(shared_window(barrier)), "r"(parity) : "memory");
+    return done;
+#endif
+}
+
+// Every block says its rank, and whether all of its cluster have arrived at its barrier, in each of `turns` phases.
+extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(32, 1) cluster_turns(int turns, int* out) {
+    DYNAMIC_SHARED(shared);
+    uint64* barrier = reinterpret_cast<uint64*>(shared);
+    if (threadIdx.x == 0) {
+        barrier_init(barrier, 4 * 2);
+        barrier_init_fence();
+    }
+    cluster_sync();
+    int ended = 0;
+    for (int turn = 0; turn < turns; ++turn) {
+        if (threadIdx.x < 8) barrier_arrive_at(barrier, threadIdx.x % 4);  // two for each block
+        ended += barrier_wait_a_while(barrier, turn % 2);
+        __syncwarp();  // no lane waits for a phase when another arrives for the one after the next
+    }
+    if (threadIdx.x == 0) {
+        out[2 * blockIdx.x] = cluster_rank();
+        out[2 * blockIdx.x + 1] = ended;
+    }
+    cluster_sync();
+}
+
+// Block r of a cluster copies one box, at c1 + 16 r (tiled) or of image c3 + r (im2col), to slot r of the blocks in bits
+// 4 r to 4 r + 3 of `ranks`. Every block dumps its four slots, of `bytes`; what nothing came to holds 0xee.
+extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(128, 1)
+    multicast_dump(const __grid_constant__ TensorMap map, int rank, int c0, int c1, int c2, int c3, int offset_w,
+                   int offset_h, int ranks, int bytes, int* ended, uint8* out) {
+    DYNAMIC_SHARED(shared);
+    uint64* barrier = reinterpret_cast<uint64*>(shared + 4 * bytes);
+    for (int i = threadIdx.x; i < 4 * bytes; i += 128) shared[i] = 0xee;
+    shared_fence();
+    if (threadIdx.x == 0) {
+        barrier_init(barrier, 1);
+        barrier_init_fence();
+    }
+    cluster_sync();
+    int me = cluster_rank();
+    if (threadIdx.x == 0) {
+        int expected = 0;
+        for (int r = 0; r < 4; ++r) expected += (ranks >> (4 * r + me) & 1) * bytes;
+        barrier_arrive_expect(barrier, expected);
+        int targets = ranks >> 4 * me & 15;
+        unsigned char* slot = shared + me * bytes;
+        if (rank == 2) multicast_tiled_2d(slot, &map, barrier, targets, c0, c1 + 16 * me);
+        if (rank == 3) multicast_tiled_3d(slot, &map, barrier, targets, c0, c1, c2 + 16 * me);
+        if (rank == 4) multicast_im2col(slot, &map, barrier, targets, c0, c1, c2, c3 + me, offset_w, offset_h);
+    }
+    bool done = barrier_wait_a_while(barrier, 0);
+    if (threadIdx.x == 0) ended[blockIdx.x] = done;
+    out += blockIdx.x * 4 * bytes;
+    for (int i = threadIdx.x; i < 4 * bytes; i += 128) out[i] = shared[i];
+    cluster_sync();
+}

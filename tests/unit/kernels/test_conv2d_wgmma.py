@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from hpcnn.ops.cuda import types, wgmma
+from hpcnn.ops.cuda import types, wgmma, wgmma_tiles
 from hpcnn.ops.cuda.products import Geometry, Problem
 from tests import reference
 
@@ -52,8 +52,8 @@ CASES = {
     "no padding": Case((1, 8, 9, 32), 8, window=(2, 4), padding=((0, 0), (0, 0))),
     "fully connected": Case((150, 1, 1, 264), 48, window=(1, 1), padding=((0, 0), (0, 0))),
 }
-PIXEL_TILES = {tile.name: tile for tile in wgmma.PIXEL_TILES}
-WEIGHT_TILES = {tile.name: tile for tile in wgmma.WEIGHT_TILES}
+PIXEL_TILES = {tile.name: tile for tile in wgmma_tiles.PIXEL_TILES}
+WEIGHT_TILES = {tile.name: tile for tile in wgmma_tiles.WEIGHT_TILES}
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_backward_weight(hopper, random, name) -> None:
 
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("compute", ["bf16", "tf32"])
-@pytest.mark.parametrize("tile", PIXEL_TILES)
+@pytest.mark.parametrize("tile", [tile.name for tile in wgmma_tiles.PIXEL_TILES if tile.plain])
 def test_forward_of_all_tiles_and_splits(hopper, random, tile, compute, splits) -> None:
     forward(hopper, random, CASES["several tiles"], compute, PIXEL_TILES[tile], splits, "leaky_relu")
 
@@ -162,10 +162,44 @@ def test_backward_weight_of_all_tiles_and_splits(hopper, random, tile, splits) -
     backward_weight(hopper, random, CASES["several tiles"], WEIGHT_TILES[tile], splits)
 
 
+# Several tiles for each cluster and each group, and clusters of which some blocks are behind the last row or column.
+SHARED = {
+    "rows behind the last": Case((3, 25, 24, 64), 72, window=(1, 3), padding=((0, 0), (1, 1))),
+    "columns behind the last": Case((2, 15, 14, 136), 328, window=(1, 2), padding=((0, 0), (1, 0))),
+    "less than one tile": Case((1, 5, 6, 8), 8),
+    "more steps than stages": Case((2, 12, 12, 200), 80),
+}
+SHARED_PIXELS = [tile.name for tile in wgmma_tiles.PIXEL_TILES if not tile.plain]
+SHARED_WEIGHTS = [tile.name for tile in wgmma_tiles.WEIGHT_TILES if not tile.plain]
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("tile", SHARED_PIXELS)
+def test_forward_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:
+    forward(hopper, random, SHARED[name], "bf16", PIXEL_TILES[tile])
+
+
+@pytest.mark.parametrize("name", ["strides that leave a rest", "dilation", "more padding than window"])
+@pytest.mark.parametrize("tile", SHARED_PIXELS)
+def test_backward_input_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:
+    backward_input(hopper, random, CASES[name], "bf16", PIXEL_TILES[tile])
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("tile", SHARED_WEIGHTS)
+def test_backward_weight_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:
+    backward_weight(hopper, random, SHARED[name], WEIGHT_TILES[tile])
+
+
+def test_names_of_tiles_differ() -> None:
+    for tiles in (wgmma_tiles.PIXEL_TILES, wgmma_tiles.WEIGHT_TILES):
+        assert len({tile.name for tile in tiles}) == len(tiles)
+
+
 def test_candidates_are_few_and_compute_what_they_are_offered_for(hopper, random) -> None:
     problem = CASES["same"].problem("forward", "bf16")
     offered = wgmma.candidates(problem)
-    assert 1 <= len(offered) <= wgmma.OFFERED
+    assert 1 <= len(offered) <= wgmma_tiles.OFFERED
     assert len({candidate.name for candidate in offered}) == len(offered)
     x, x64 = draw(random, hopper, CASES["same"].shape, "bf16")
     weight = random.standard_normal((40, 3, 3, 72)).astype(np.float32)

@@ -9,35 +9,17 @@ import pytest
 
 from hpcnn.arrays import Place
 from hpcnn.nn import models
-from hpcnn.nn.models.builder import GraphBuilder
 from hpcnn.ops import backend
 from hpcnn.ops.cuda.types import bfloat16
 from hpcnn.plan.planner import make_plan
 from hpcnn.spec import ModelSpec
 from tests.emulation.emulator import Emulator
-from tests.plans import Result, train
+from tests.plans import Result, residual, train
 from tests.worlds import alone
 
 
 def lenet5() -> ModelSpec:
     return models.build("lenet5", (28, 28, 1), 10)
-
-
-def residual() -> ModelSpec:
-    """Return two residual blocks with batch norm, the second with fewer rows and more channels."""
-    graph = GraphBuilder("residual", (8, 8, 3))
-    graph.conv("stem", 8, 3, padding=1, bias=False)
-    graph.batchnorm("stem_norm", activation="relu")
-    graph.conv("a", 8, 3, padding=1, bias=False)
-    graph.batchnorm("a_norm", activation="relu")
-    graph.add("a_sum", "stem_norm", activation="relu")
-    graph.conv("b", 16, 3, stride=2, padding=1, bias=False)
-    graph.batchnorm("b_norm")
-    graph.shortcut("b_short", 16, stride=2, source="a_sum")
-    graph.add("b_sum", "b_norm", activation="relu")
-    graph.global_average_pool("pool")
-    graph.linear("fc", 10)
-    return graph.finish(10)
 
 
 # How far losses and the norm of each tensor may be off after three steps. Float32: other orders of sums. bf16: each

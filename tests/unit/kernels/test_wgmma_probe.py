@@ -169,3 +169,73 @@ def test_products_of_rows_across_the_sum(probe, random) -> None:
     operands = np.concatenate([swizzled(part) for part in (a, b[:, :64], b[:, 64:])]).reshape(-1)
     expected = a.astype(np.float32).T @ b.astype(np.float32)
     np.testing.assert_array_equal(multiply(probe, "products_transposed_bf16", operands), fragments(expected))
+
+
+def test_blocks_of_a_cluster_know_their_rank_and_arrive_at_each_other_s_barriers(probe) -> None:
+    out = probe.empty((8, 2), np.int32)
+    probe.launch(SOURCE, "cluster_turns", (8,), (32,), np.int32(7), out, shared_bytes=64)
+    np.testing.assert_array_equal(probe.download(out), [(block % 4, 7) for block in range(8)])
+
+
+MASKS = {
+    "to all": (15, 15, 15, 15),
+    "each to itself": (1, 2, 4, 8),
+    "to those beside": (3, 3, 12, 12),
+    "to those below": (5, 10, 5, 10),
+}
+
+
+def multicast(probe, tensor, coordinates, masks, offsets=(0, 0)):
+    """Return slots of 16 rows of 128 bytes, (block, rank of the sender, row), after a copy by each block."""
+    ended, out = probe.empty((4,), np.int32), probe.empty((4, 4, 16, 128), np.uint8)
+    ranks = sum(mask << 4 * rank for rank, mask in enumerate(masks))
+    numbers = (*coordinates, *[0] * (4 - len(coordinates)), *offsets, ranks, 16 * 128)
+    probe.launch(
+        *(SOURCE, "multicast_dump", (4,), (128,), tensor, np.int32(len(coordinates)), *map(np.int32, numbers)),
+        *(ended, out),
+        shared_bytes=4 * 16 * 128 + 1024,
+    )
+    assert probe.download(ended).tolist() == [1, 1, 1, 1], "a barrier did not count the bytes"
+    return probe.download(out)
+
+
+def received(boxes, masks):
+    """Return what `multicast` should, of the box that each block copies."""
+    slots = np.full((4, 4, 16, 128), 0xEE, np.uint8)
+    for sender, mask in enumerate(masks):
+        for block in range(4):
+            if mask >> block & 1:
+                slots[block, sender] = swizzled(boxes[sender])
+    return slots
+
+
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+def test_multicast_of_a_matrix(probe, masks) -> None:
+    x = numbered((64, 64), types.bfloat16())
+    device_x = probe.upload(x)
+    copied = multicast(probe, tensor_map.tiled(device_x, (64, 64), (64, 16)), (0, 0), masks)
+    np.testing.assert_array_equal(copied, received(x.reshape(4, 16, 64), masks))
+
+
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+def test_multicast_of_one_tap_of_filters(probe, masks) -> None:
+    x = numbered((64, 3, 64), types.bfloat16())
+    device_x = probe.upload(x)
+    copied = multicast(probe, tensor_map.tiled(device_x, (64, 3, 64), (64, 1, 16)), (0, 2, 0), masks)
+    np.testing.assert_array_equal(copied, received(x[:, 2].reshape(4, 16, 64), masks))
+
+
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+def test_im2col_multicast(probe, masks) -> None:
+    x = numbered((4, 6, 7, 64), types.bfloat16())
+    device_x = probe.upload(x)
+    tensor = tensor_map.im2col(device_x, 16, (-1, -1), (-1, -1), (1, 1))
+    copied = multicast(probe, tensor, (0, -1, -1, 0), masks, offsets=(2, 1))  # the tap (h, w) = (1, 2)
+    boxes = np.zeros((4, 16, 64), x.dtype)
+    for n in range(4):
+        for row in range(16):
+            i, j = divmod(row, 7)
+            h, w = i - 1 + 1, j - 1 + 2
+            if 0 <= h < 6 and 0 <= w < 7:
+                boxes[n, row] = x[n, h, w]
+    np.testing.assert_array_equal(copied, received(boxes, masks))
