@@ -222,7 +222,7 @@ class _PixelProduct:
         }
 
     def __call__(self, x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
-        turned = filters.converted(weight, self._problem.compute, transposed=self._transposed)
+        turned = filters.converted(weight, self._problem.compute, self._transposed, temporary=True)
         if self._splits == 1:
             for multiply in self._multiply[activation]:
                 multiply(x, turned, bias, y)
