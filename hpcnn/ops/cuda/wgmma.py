@@ -21,7 +21,7 @@ from hpcnn.arrays import Array, Pair, Shape
 from hpcnn.ops.cuda import filters, tensor_map, types
 from hpcnn.ops.cuda.device import GIVEN, Launch, device, remembered
 from hpcnn.ops.cuda.products import Candidate, Problem, scratch
-from hpcnn.ops.cuda.wgmma_tiles import PIXEL_TILES, ROW, WEIGHT_TILES, Tile, clusters, offered, plans
+from hpcnn.ops.cuda.wgmma_tiles import PHASE_TILES, PIXEL_TILES, ROW, WEIGHT_TILES, Tile, clusters, offered, plans
 
 ARCHITECTURE = 90
 THREADS = 384
@@ -29,6 +29,8 @@ CORNERS = range(-128, 128)
 """What the copy engine can encode of corners of the base pixels' box, of steps, and of a tap's distance."""
 MAX_STRIDE, MAX_REACH = 8, 255
 MAX_PIXELS = 2**31 - 512
+MOST_BY_PHASE = 4
+"""Candidates of a launch a phase that are offered beside those of one launch."""
 
 
 _PIXELS = ("rows", "height", "width", "stride_h", "stride_w", "corner_h", "corner_w")
@@ -44,7 +46,9 @@ FORWARD = _struct(
     (*_PIXELS, *_WINDOWS, "columns", "splits", "activation", "dense", "engine"),
 )
 WEIGHT = _struct(("out_split",), (*_PIXELS, "filters", "channels", "taps_w", "taps", "step_h", "step_w", "splits"))
-"""`struct Forward` and `struct Weight` of the kernels."""
+MAX_PHASES = 4
+PHASES = np.dtype([("phase", FORWARD, (MAX_PHASES,)), ("reached", np.int32), ("count", np.int32)], align=True)
+"""`struct Forward`, `struct Weight` and `struct Phases` of the kernels."""
 
 
 class Walk(NamedTuple):
@@ -100,8 +104,12 @@ def candidates(problem: Problem) -> list[Candidate]:
     tiles = tuple(tile for tile in PIXEL_TILES if tile.plain or problem.compute == "bf16")
     splits = 1 if len(walks) > 1 else device().num_processors
     found = plans(tiles, (rows, columns), steps, splits, problem.storage.itemsize)
-    found = offered([plan for plan in found if plan[0].plain or plan[1] == 1])
-    return [candidate(problem, tile, n) for tile, n in found]
+    chosen = offered([plan for plan in found if plan[0].plain or plan[1] == 1])
+    by_phase = [candidate(problem, *plan) for plan in chosen]
+    if not 2 <= len(walks) <= MAX_PHASES:
+        return by_phase
+    at_once = [phased(problem, tile) for tile, _ in found if tile in PHASE_TILES]
+    return [*at_once, *by_phase[:MOST_BY_PHASE]]
 
 
 def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
@@ -114,6 +122,11 @@ def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
         return Candidate(name, _WeightProduct(problem, _forward_walks(problem)[0], tile, splits))
     walks = _forward_walks(problem) if problem.kind == "forward" else _input_walks(problem)
     return Candidate(name, _PixelProduct(problem, walks, tile, splits))
+
+
+def phased(problem: Problem, tile: Tile) -> Candidate:
+    """Return a way to compute an input gradient of 2 to 4 phases in one launch, in one of `PHASE_TILES`."""
+    return Candidate(f"wgmma_phases_{tile.name}", _PhasedProduct(problem, _input_walks(problem), tile))
 
 
 def _weight_candidates(problem: Problem) -> list[Candidate]:
@@ -233,30 +246,20 @@ class _PixelProduct:
 
     def _product(self, walk: Walk, activation: np.int32) -> Callable[[Array, Array, Array | None, Array], None]:
         """Return what multiplies the pixels of one walk, given images, filters, bias and output."""
-        g, tile, size = self._problem.geometry, self._tile, self._problem.storage.itemsize
-        forward = self._problem.kind == "forward"
-        extent, channels, columns = ((g.h, g.w), g.c, g.k) if forward else ((g.p, g.q), g.k, g.c)
-        elements = g.n * (g.p * g.q * g.k if forward else g.h * g.w * g.c)
-        taps, width, rows = g.r * g.s, ROW // size, g.n * walk.grid[0] * walk.grid[1]
-        dense = walk.out_row == walk.grid[1] * walk.out_pixel and elements == rows * walk.out_pixel
-        fields = (
-            *(walk.out_first, elements, elements // g.n, walk.out_row, walk.out_pixel),
-            *(rows, *walk.grid, *walk.stride, *walk.corner),
-            *(*walk.taps, *walk.step, walk.first, *walk.tap, -(-channels // width)),
-            *(columns, self._splits, activation, dense),
-        )
-        items = tile.items(rows, columns) * self._splits
-        split = self._splits > 1 and self._problem.compute == "bf16"
-        kernel = f"conv2d_{'partial' if split else 'forward'}_wgmma_{tile.name}_{self._problem.compute}"
+        problem, tile = self._problem, self._tile
+        columns = problem.gemm[1]
+        fields = _fields(problem, walk, self._splits, activation)
+        number = dict(zip(FORWARD.names or (), fields))
+        items = tile.items(number["rows"], columns) * self._splits
+        split = self._splits > 1 and problem.compute == "bf16"
+        kernel = f"conv2d_{'partial' if split else 'forward'}_wgmma_{tile.name}_{problem.compute}"
         # Whether the copy engine stores the output depends on where that lies.
         launches = [
-            _prepare(kernel, tile, items, *[GIVEN] * 5, np.array((*fields, engine and dense), FORWARD))
+            _prepare(kernel, tile, items, *[GIVEN] * 5, np.array((*fields, engine and number["dense"]), FORWARD))
             for engine in (False, True)
         ]
-        upper, (corner, stride) = walk.upper(extent), (walk.corner, walk.stride)
-        pixels = tensor_map.ByAddress(lambda x: tensor_map.im2col(x, tile.box, corner, upper, stride))
-        box = (width, 1, tile.columns // tile.down)
-        turned_map = tensor_map.ByAddress(lambda turned: tensor_map.tiled(turned, (channels, taps, columns), box))
+        pixels = tensor_map.ByAddress(lambda x: _pixels(problem, walk, tile, x))
+        turned_map = tensor_map.ByAddress(lambda turned: _filters(problem, tile, turned))
         outputs = tensor_map.ByAddress(
             lambda y: tensor_map.tiled(y, (columns, y.size // columns), (ROW // y.itemsize, 64))
         )
@@ -266,6 +269,67 @@ class _PixelProduct:
             launches[engine](pixels(x), filter_map, outputs(y) if engine else filter_map, bias, y)
 
         return multiply
+
+
+class _PhasedProduct:
+    """Runs an input gradient of several phases in one launch; see `products` for the operands."""
+
+    def __init__(self, problem: Problem, walks: list[Walk], tile: Tile) -> None:
+        self._problem, self._walks, self._tile = problem, walks, tile
+        walks = sorted(walks, key=lambda walk: -prod(walk.taps))
+        reached = [walk for walk in walks if prod(walk.taps)]
+        phases = np.zeros((), PHASES)
+        phases["reached"], phases["count"] = len(reached), len(walks)
+        for i, walk in enumerate(walks):
+            phases["phase"][i] = (*_fields(problem, walk, 1, types.ACTIVATIONS[None]), False)
+        items = sum(tile.items(int(phase["rows"]), problem.gemm[1]) for phase in phases["phase"][: len(walks)])
+        kernel = f"conv2d_phases_wgmma_{tile.name}_{problem.compute}"
+        self._launch = _prepare(kernel, tile, items, GIVEN, GIVEN, GIVEN, phases, source="conv2d_wgmma_phases")
+        self._pixels = tensor_map.ByAddress(
+            lambda x: tensor_map.together([_pixels(problem, walk, tile, x) for walk in reached], MAX_PHASES)
+        )
+        self._filters = tensor_map.ByAddress(lambda turned: _filters(problem, tile, turned))
+
+    def __call__(self, x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
+        if bias is not None or activation is not None:  # of fully connected layers, which have no strides
+            _PixelProduct(self._problem, self._walks, PHASE_TILES[0], 1)(x, weight, bias, y, activation)
+            return
+        turned = filters.converted(weight, self._problem.compute, True, temporary=True)
+        self._launch(self._pixels(x), self._filters(turned), y)
+
+
+def _operands(problem: Problem) -> tuple[Pair, int, int]:
+    """Return the extent of the images that are read, their channels, and the elements that are written."""
+    g = problem.geometry
+    if problem.kind == "forward":
+        return (g.h, g.w), g.c, g.n * g.p * g.q * g.k
+    return (g.p, g.q), g.k, g.n * g.h * g.w * g.c
+
+
+def _fields(problem: Problem, walk: Walk, splits: int, activation: np.int32) -> tuple[Any, ...]:
+    """Return the fields of `FORWARD` but for the last, "engine"."""
+    _, channels, elements = _operands(problem)
+    n = problem.geometry.n
+    rows = n * walk.grid[0] * walk.grid[1]
+    dense = walk.out_row == walk.grid[1] * walk.out_pixel and elements == rows * walk.out_pixel
+    return (
+        *(walk.out_first, elements, elements // n, walk.out_row, walk.out_pixel),
+        *(rows, *walk.grid, *walk.stride, *walk.corner),
+        *(*walk.taps, *walk.step, walk.first, *walk.tap, _chunks(problem, channels)),
+        *(problem.gemm[1], splits, activation, dense),
+    )
+
+
+def _pixels(problem: Problem, walk: Walk, tile: Tile, x: Array) -> np.ndarray:
+    """Return a map of the images as one walk meets them."""
+    return tensor_map.im2col(x, tile.box, walk.corner, walk.upper(_operands(problem)[0]), walk.stride)
+
+
+def _filters(problem: Problem, tile: Tile, turned: Array) -> np.ndarray:
+    """Return a map of the filters, (column, tap, channel)."""
+    g, width = problem.geometry, ROW // problem.storage.itemsize
+    extents = _operands(problem)[1], g.r * g.s, problem.gemm[1]
+    return tensor_map.tiled(turned, extents, (width, 1, tile.columns // tile.down))
 
 
 class _WeightProduct:
@@ -293,10 +357,11 @@ class _WeightProduct:
             _sum(grad_weight.shape, grad_weight.dtype, self._splits, None)(out, None, grad_weight)
 
 
-def _prepare(kernel: str, tile: Tile, items: int, *args: Any) -> Launch:
+def _prepare(kernel: str, tile: Tile, items: int, *args: Any, source: str | None = None) -> Launch:
     """Return a kernel whose clusters of blocks, one block a processor, share out `items` tiles of clusters."""
     blocks = min(items, clusters(tile)) * tile.cluster
-    return device().prepare(tile.source, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
+    source = source or tile.source
+    return device().prepare(source, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
 
 
 @remembered
