@@ -97,7 +97,8 @@ __device__ __forceinline__ void input_gradient(const Maps& maps, const TensorMap
             for (int phase = 0; phase < p.reached; ++phase) prefetch_map(&maps.of[phase]);
             prefetch_map(filters);
             each([&](const PhaseItem& item) {
-                load_forward<Tile>(shared, ring, &maps.of[item.phase], filters, item, p.phase[item.phase], place);
+                const Forward f = p.phase[item.phase];
+                load_forward<Tile>(shared, ring, &maps.of[item.phase], filters, item, f, place);
             });
         } else if (threadIdx.x >= 32) {
             constexpr int warps = GROUP / 32 - 1;
@@ -128,5 +129,5 @@ PHASES_TYPES(128x256, 1, 256, 4)
 PHASES_TYPES(256x128, 2, 128, 4)
 PHASES_TYPES(128x128, 1, 128, 6)
 PHASES_TYPES(128x64, 1, 64, 8)
-PHASES(conv2d_phases_wgmma_128x128a_bf16, bf16, 2, 128, 6, 1, 1, true)
-PHASES(conv2d_phases_wgmma_256x64a_bf16, bf16, 4, 64, 4, 1, 1, true)
+PHASES_TYPES(128x128a, 2, 128, 6, 1, 1, true)
+PHASES_TYPES(256x64a, 4, 64, 4, 1, 1, true)

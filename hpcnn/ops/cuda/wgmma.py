@@ -108,7 +108,8 @@ def candidates(problem: Problem) -> list[Candidate]:
     by_phase = [candidate(problem, *plan) for plan in chosen]
     if not 2 <= len(walks) <= MAX_PHASES:
         return by_phase
-    at_once = [phased(problem, tile) for tile, _ in found if tile in PHASE_TILES]
+    found = plans(PHASE_TILES, (rows, columns), steps, 1, problem.storage.itemsize)
+    at_once = [phased(problem, tile) for tile, _ in found]
     return [*at_once, *by_phase[:MOST_BY_PHASE]]
 
 
