@@ -11,7 +11,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hpcnn" / "__init__.py").
 setup(
     name="hpcnn",
     version=VERSION,
-    description="Convolutional networks trained with MPI on CPU clusters",
+    description="Convolutional networks trained with MPI on CPU and GPU clusters",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     author="hpcnn developers",

@@ -96,15 +96,15 @@ class Ranges:
     def __init__(self) -> None:
         from cupy.cuda import nvtx
 
-        self._nvtx = nvtx
+        self._push, self._pop = nvtx.RangePush, nvtx.RangePop
 
     def push(self, name: str) -> None:
         """Begin a range, inside those that have begun."""
-        self._nvtx.RangePush(name)
+        self._push(name)
 
     def pop(self) -> None:
         """End the range that began last."""
-        self._nvtx.RangePop()
+        self._pop()
 
     def synchronise(self) -> None:
         """Return once all kernels launched so far are done."""

@@ -104,9 +104,10 @@ class Timeline:
 
     def span(self, name: str, lane: Lane, **args: Any) -> Recording:
         """Return a context manager that records its block; a block that raises is recorded too."""
-        if self.marks is not None:
-            return _MarkedBlock(self, name, lane, args)
-        return _Block(self, name, lane, args) if self.recording else _NOTHING
+        marks = self.marks
+        if not self.recording:
+            return _NOTHING if marks is None else _Mark(marks, name)
+        return _Block(self, name, lane, args) if marks is None else _MarkedBlock(self, name, lane, args)
 
     def add(self, name: str, lane: Lane, begin_s: float, end_s: float, **args: Any) -> None:
         """Record a span that is over; its times are of `time.perf_counter`."""
@@ -147,6 +148,19 @@ class _Block:
 
     def __exit__(self, *exception: object) -> None:
         self._timeline._keep(Span(self._name, self._lane, self._begin_s, time.perf_counter(), self._args))
+
+
+class _Mark:
+    __slots__ = ("_marks", "_name")
+
+    def __init__(self, marks: Marks, name: str) -> None:
+        self._marks, self._name = marks, name
+
+    def __enter__(self) -> None:
+        self._marks.push(self._name)
+
+    def __exit__(self, *exception: object) -> None:
+        self._marks.pop()
 
 
 class _MarkedBlock(_Block):

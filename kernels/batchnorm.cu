@@ -167,7 +167,7 @@ __device__ __forceinline__ void sum_errors(const T* grad_output, const T* x, con
     write_partial(product, partial + int64(gridDim.y) * channels, channel, channels, shared);
 }
 
-// sums (2, channels) and the parameters' gradients from what sum_errors left, and the coefficients where asked for.
+// sums (2, channels), where asked for, and the parameters' gradients from what sum_errors left, and the coefficients where asked for.
 template <typename S>
 __device__ __forceinline__ void finish_sums(const double* partial, const S* mean, const S* var, double* sums,
                                             float* grad_gamma, float* grad_beta, int blocks, int channels,
@@ -177,8 +177,10 @@ __device__ __forceinline__ void finish_sums(const double* partial, const S* mean
     add_partials(both, partial, blocks, channels);
     if (threadIdx.y != 0 || channel >= channels) return;
     const double product = (both[1] - double(mean[channel]) * both[0]) / sqrt(double(var[channel]) + epsilon);
-    sums[channel] = both[0];
-    sums[channels + channel] = product;
+    if (sums) {
+        sums[channel] = both[0];
+        sums[channels + channel] = product;
+    }
     grad_beta[channel] = float(both[0]);
     grad_gamma[channel] = float(product);
     if (coefficients) {

@@ -73,15 +73,16 @@ __device__ __forceinline__ void for_items(int rows, int columns, int splits, int
         work(Item(i, tile_rows, tile_columns, splits, steps, place));
 }
 
-// The same for one of the multiplying groups: multiply, then call `finish(item, sums)`. Groups that alternate begin in
-// turn: the bit of a phase does not tell a stage's next filling from the one after it.
-template <typename Tile, int transposed, typename Finish>
-__device__ __forceinline__ void multiply(unsigned char* shared, Ring& ring, int rows, int columns, int splits,
-                                         int steps, const Place<Tile>& place, Finish finish) {
+// What one of the multiplying groups does with the items on which `each(work)` calls `work`: multiply, then call
+// `finish(item, sums)`. Groups that alternate begin in turn: the bit of a phase does not tell a stage's next filling
+// from the one after it.
+template <typename Tile, int transposed, typename Each, typename Finish>
+__device__ __forceinline__ void multiply(unsigned char* shared, Ring& ring, const Place<Tile>& place, Each each,
+                                         Finish finish) {
     const int group = threadIdx.x / GROUP - 1;
     int turn = group;
     uint32 phase = group ^ 1;  // the first group need not wait for the second
-    for_items<Tile>(rows, columns, splits, steps, place, [&](const Item& item) {
+    each([&](const auto& item) {
         if (Tile::ALTERNATE && turn++ % 2 != 0) {
             ring.skip<Tile::STAGES>(item.steps);
             return;
@@ -189,21 +190,22 @@ __device__ __forceinline__ void forward(const TensorMap* images, const TensorMap
     Ring ring = open_ring<Tile>(shared);
     const Place<Tile> place;
     const int steps = f.windows.height * f.windows.width * f.windows.chunks;
+    auto each = [&](auto work) {
+        for_items<Tile>(f.pixels.rows, f.columns, f.splits, steps, place, work);
+    };
     if (threadIdx.x < GROUP) {
         registers_decrease<56>();
         if (threadIdx.x == 0) {
             prefetch_map(images);
             prefetch_map(filters);
-            for_items<Tile>(f.pixels.rows, f.columns, f.splits, steps, place, [&](const Item& item) {
-                load_forward<Tile>(shared, ring, images, filters, item, f, place);
-            });
+            each([&](const Item& item) { load_forward<Tile>(shared, ring, images, filters, item, f, place); });
         }
     } else {
         registers_increase<224>();
-        multiply<Tile, 0>(shared, ring, f.pixels.rows, f.columns, f.splits, steps, place,
-                          [&](const Item& item, const float(&sums)[Tile::BLOCKS][Tile::N / 2]) {
-                              store_forward<Tile>(sums, shared, threadIdx.x / GROUP - 1, outputs, bias, y, item, f);
-                          });
+        multiply<Tile, 0>(
+            shared, ring, place, each, [&](const Item& item, const float(&sums)[Tile::BLOCKS][Tile::N / 2]) {
+                store_forward<Tile>(sums, shared, threadIdx.x / GROUP - 1, outputs, bias, y, item, f);
+            });
         if (Tile::ENGINE && threadIdx.x % GROUP == 0) store_wait<0>();
     }
     close_ring<Tile>();
@@ -295,21 +297,20 @@ __device__ __forceinline__ void weight(const TensorMap* images, const TensorMap*
     Ring ring = open_ring<Tile>(shared);
     const Place<Tile> place;
     const int columns = g.taps * ((g.channels + 63) / 64) * 64, steps = ceil_div(g.pixels.rows, 64);
+    auto each = [&](auto work) { for_items<Tile>(g.rows, columns, g.splits, steps, place, work); };
     if (threadIdx.x < GROUP) {
         registers_decrease<56>();
         if (threadIdx.x == 0) {
             prefetch_map(images);
             prefetch_map(grads);
-            for_items<Tile>(g.rows, columns, g.splits, steps, place, [&](const Item& item) {
-                load_weight<Tile>(shared, ring, images, grads, item, g, place);
-            });
+            each([&](const Item& item) { load_weight<Tile>(shared, ring, images, grads, item, g, place); });
         }
     } else {
         registers_increase<224>();
-        multiply<Tile, 1>(shared, ring, g.rows, columns, g.splits, steps, place,
-                          [&](const Item& item, const float(&sums)[Tile::BLOCKS][Tile::N / 2]) {
-                              store_weight<Tile>(sums, shared, threadIdx.x / GROUP - 1, out, item, g);
-                          });
+        multiply<Tile, 1>(
+            shared, ring, place, each, [&](const Item& item, const float(&sums)[Tile::BLOCKS][Tile::N / 2]) {
+                store_weight<Tile>(sums, shared, threadIdx.x / GROUP - 1, out, item, g);
+            });
     }
     close_ring<Tile>();
 }

@@ -62,7 +62,7 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
 elif ! python -c 'import cupy' 2>/dev/null; then
     say "== gpu tests: skipped, CuPy is not installed (pip install 'hpcnn[cuda13]')"
 else
-    check "gpu tests" python -m pytest -q -m gpu tests/unit/kernels
+    check "gpu tests" python -m pytest -q -m gpu tests/unit/kernels tests/gpu
 fi
 
 say ""

@@ -111,7 +111,7 @@ def _of_gpu_array(x: Array) -> ModuleType:
     if type(x).__module__.partition(".")[0] != "cupy":
         kind = f"{type(x).__module__}.{type(x).__qualname__}"
         raise ShapeError(f"ops: array of type {kind}; arrays must be NumPy's or CuPy's. Copy it to the host first.")
-    if x.dtype != np.float32 and x.dtype.type.__name__ != BFLOAT16:
+    if x.dtype != FLOATS[0] and x.dtype.type.__name__ != BFLOAT16:
         raise ShapeError(
             f"ops: CuPy array of type {x.dtype}; GPUs compute on float32 or bfloat16, and float64 runs on the CPU. "
             "Convert it, or copy it to the host."

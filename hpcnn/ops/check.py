@@ -10,6 +10,7 @@ import numpy as np
 from hpcnn.arrays import Array, Shape, array_module
 from hpcnn.errors import ShapeError
 
+FLOAT32 = np.dtype(np.float32)
 ACTIVATIONS = ("relu", "leaky_relu")
 
 
@@ -32,13 +33,13 @@ def rank(who: str, name: str, x: Array, letters: str) -> None:
 
 def like(who: str, name: str, x: Array, shape: Shape, dtype: Any) -> None:
     """Raise unless `x` has exactly this shape and element type."""
-    if tuple(x.shape) != shape or x.dtype != dtype:
+    if tuple(x.shape) != shape or (x.dtype is not dtype and x.dtype != dtype):
         raise ShapeError(f"{who}: {name} is {x.dtype} of shape {tuple(x.shape)}; it must be {dtype} of shape {shape}.")
 
 
 def parameter_dtype(x: Array) -> Any:
     """Return the element type of parameters and their gradients beside activations like `x`: float32 for bfloat16."""
-    return np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
+    return FLOAT32 if x.dtype.itemsize == 2 else x.dtype
 
 
 def activation(who: str, kind: str | None) -> None:

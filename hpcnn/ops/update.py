@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,8 @@ def sgd_update(
     """
     cuda = _check("sgd_update", value, grad, velocity)
     if cuda is not None:
-        options = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov, "scale": scale}
+        options: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "scale": scale}
+        options["nesterov"] = nesterov
         return cuda.sgd_update(value, grad, velocity, lr=lr, spared=spared, first=first, **options)
     if spared is not None:
         options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "scale": scale}
@@ -170,7 +172,13 @@ def adam_update(
     """
     cuda = _check("adam_update", value, grad, first_moment, second_moment)
     if cuda is not None:
-        options = {"lr": lr, "beta1": beta1, "beta2": beta2, "epsilon": epsilon, "weight_decay": weight_decay}
+        options: dict[str, Any] = {
+            "lr": lr,
+            "beta1": beta1,
+            "beta2": beta2,
+            "epsilon": epsilon,
+            "weight_decay": weight_decay,
+        }
         options |= {"decoupled": decoupled, "step": step, "scale": scale, "spared": spared, "first": first}
         return cuda.adam_update(value, grad, first_moment, second_moment, **options)
     if spared is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import TypeAlias
 
@@ -27,6 +28,7 @@ def extent(box: Box) -> Shape:
     return tuple(block.size for block in box)
 
 
+@lru_cache(1 << 14)
 def volume(box: Box) -> int:
     """Return the number of elements in a box."""
     return prod(extent(box))

@@ -89,6 +89,10 @@ class Emulator:
         num_bytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         return _guarded(num_bytes).view(kind).reshape(shape)
 
+    def scratch(self, count: int, dtype: Any) -> Array:
+        """Return an array of its own, full of 0xff bytes."""
+        return self.empty((count,), dtype)
+
     def upload(self, x: Any, dtype: Any = None) -> Array:
         """Return a C-ordered copy."""
         host = np.asarray(x, dtype)

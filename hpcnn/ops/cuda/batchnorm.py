@@ -79,10 +79,11 @@ def batchnorm_backward(
     width = min(_width(x), _width(grad_output))
     count = x.size // channels if count is None else count
     grad_gamma, grad_beta = out if out is not None else (empty(gamma.shape, np.float32), empty(gamma.shape, np.float32))
-    sums, coefficients = empty((2, channels), np.float64), empty((4, channels), np.float32)
+    coefficients = device().scratch(4 * channels, np.float32)
+    sums = None if reduce_sum is None else empty((2, channels), np.float64)
 
     blocks, errors, apply = _backward(shape, dtype, width, activation)
-    partial = empty((2, blocks, channels), np.float64)
+    partial = device().scratch(2 * blocks * channels, np.float64)
     errors(grad_output, x, mask, partial)
     finish, spread = _backward_sums(channels, mean.dtype, blocks, epsilon, count)
     # Alone, the same kernel goes on to the coefficients.
@@ -101,7 +102,7 @@ def _statistics(x: Array, gamma: Array | None, beta: Array | None, epsilon: floa
     """Return mean, variance, and, given gamma and beta, the coefficients of the forward pass."""
     channels, empty = x.shape[-1], device().empty
     blocks, powers, finish = _forward_sums(x.shape, x.dtype, _width(x), epsilon)
-    partial = empty((2, blocks, channels), np.float64)
+    partial = device().scratch(2 * blocks * channels, np.float64)
     powers(x, partial)
     mean, var = empty((channels,), np.float64), empty((channels,), np.float64)
     coefficients = None if gamma is None else empty((3, channels), np.float32)

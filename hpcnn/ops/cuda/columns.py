@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
-from hpcnn.arrays import Array
+from hpcnn.arrays import Array, Shape
 from hpcnn.ops.cuda import types
-from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.device import GIVEN, Launch, device, remembered
 
 THREADS = 256
 COLUMNS, LANES = 32, 8
@@ -17,15 +18,11 @@ COLUMNS, LANES = 32, 8
 
 def column_sums(x: Array, out: Array | None = None) -> Array:
     """Return the sums of x (M, K), float32 or bfloat16, over its rows: float32 (K,), the same bits every time."""
-    rows, columns = x.shape
+    columns = x.shape[1]
     out = device().empty((columns,), np.float32) if out is None else out
-    across = -(-columns // COLUMNS)
-    wanted = -(-8 * device().num_processors // across)
-    splits = max(1, min(wanted, -(-rows // (4 * LANES)), 1024))
+    splits, launch = _sums(x.shape, x.dtype)
     target = out if splits == 1 else device().empty((splits, columns), np.float32)
-    kernel = f"column_sum_{types.suffix(x.dtype)}"
-    args = (x, target, np.int64(rows), np.int32(columns))
-    device().launch("column_sum", kernel, (across, splits), (COLUMNS, LANES), *args)
+    launch(x, target)
     if splits > 1:
         reduce_partials(target, splits, out)
     return out
@@ -49,7 +46,26 @@ def reduce_partials(
     activation : {"relu", "leaky_relu"}, optional
         Applied last.
     """
-    count = prod(out.shape)
-    kernel = f"reduce_partials_{types.suffix(out.dtype)}"
-    numbers = (np.int64(count), np.int32(splits), np.int32(out.shape[-1]), types.ACTIVATIONS[activation])
-    device().launch("column_sum", kernel, (-(-count // THREADS),), (THREADS,), partials, bias, out, *numbers)
+    _reduction(out.shape, out.dtype, splits, activation)(partials, bias, out)
+
+
+@remembered
+def _sums(shape: Shape, dtype: Any) -> tuple[int, Launch]:
+    """Return in how many parts to sum the rows of a matrix, and the kernel that does it."""
+    rows, columns = shape
+    across = -(-columns // COLUMNS)
+    wanted = -(-8 * device().num_processors // across)
+    splits = max(1, min(wanted, -(-rows // (4 * LANES)), 1024))
+    args = (GIVEN, GIVEN, np.int64(rows), np.int32(columns))
+    kernel = f"column_sum_{types.suffix(dtype)}"
+    return splits, device().prepare("column_sum", kernel, (across, splits), (COLUMNS, LANES), *args)
+
+
+@remembered
+def _reduction(shape: Shape, dtype: Any, splits: int, activation: str | None) -> Launch:
+    """Return the kernel of `reduce_partials`."""
+    count = prod(shape)
+    numbers = (np.int64(count), np.int32(splits), np.int32(shape[-1]), types.ACTIVATIONS[activation])
+    kernel = f"reduce_partials_{types.suffix(dtype)}"
+    blocks = -(-count // THREADS)
+    return device().prepare("column_sum", kernel, (blocks,), (THREADS,), GIVEN, GIVEN, GIVEN, *numbers)

@@ -6,13 +6,16 @@ and columns.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
-from hpcnn.arrays import Array, Padding, Pair
+from hpcnn.arrays import Array, Padding, Pair, Shape
 from hpcnn.geometry import output_size
 from hpcnn.ops.cuda import products
 from hpcnn.ops.cuda.columns import column_sums
 from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.products import Problem
 
 
 def conv2d_forward(
@@ -27,11 +30,8 @@ def conv2d_forward(
     activation: str | None = None,
 ) -> Array:
     """See `hpcnn.ops.conv2d_forward`."""
-    shape, filters = x.shape, weight.shape[:3]
-    size = output_size(shape[1:3], filters[1:], stride, padding, dilation)
-    y = device().empty((shape[0], *size, filters[0]), x.dtype)
-    compute = products.compute_of(x)
-    problem = products.convolution("forward", compute, shape, filters, size, stride, padding, dilation, groups)
+    problem, shape = _forward(products.compute_of(x), x.shape, weight.shape, stride, padding, dilation, groups)
+    y = device().empty(shape, x.dtype)
     products.run(problem, x, weight, bias, y, activation)
     return y
 
@@ -75,3 +75,20 @@ def conv2d_backward_weight(
     problem = products.convolution("weight", compute, x.shape, shape[:3], size, stride, padding, dilation, groups)
     products.run(problem, x, grad_output, grad_weight)
     return grad_weight, column_sums(grad_output.reshape(-1, filters), grad_bias) if bias else None
+
+
+@lru_cache(4096)
+def _forward(
+    compute: products.Compute,
+    x_shape: Shape,
+    weight_shape: Shape,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> tuple[Problem, Shape]:
+    """Return the problem of a forward pass and the shape of its output."""
+    filters = weight_shape[:3]
+    size = output_size(x_shape[1:3], filters[1:], stride, padding, dilation)
+    problem = products.convolution("forward", compute, x_shape, filters, size, stride, padding, dilation, groups)
+    return problem, (x_shape[0], *size, filters[0])

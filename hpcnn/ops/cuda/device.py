@@ -43,6 +43,13 @@ class Device(Protocol):
     def empty(self, shape: Shape, dtype: Any) -> Array:
         """Return an uninitialised C-ordered array."""
 
+    def scratch(self, count: int, dtype: Any) -> Array:
+        """Return at least `count` uninitialised elements, which are the caller's until the operator ends.
+
+        Kernels run in order, so the next operator of this thread may overwrite what this one's have read by then. An
+        operator may have one scratch of a type at a time. Much cheaper than `empty`.
+        """
+
     def upload(self, x: Any, dtype: Any = None) -> Array:
         """Return a copy of a host array on this device."""
 

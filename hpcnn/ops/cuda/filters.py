@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ THREADS = 256
 TILE = 32
 
 
-def converted(weight: Array, compute: Compute, transposed: bool, *, align: int = 1, groups: int = 1) -> Array:
+def converted(
+    weight: Array, compute: Compute, transposed: bool, *, align: int = 1, groups: int = 1, temporary: bool = False
+) -> Array:
     """Return filters in the element type of the products, as they are or turned round.
 
     Parameters
@@ -31,6 +34,8 @@ def converted(weight: Array, compute: Compute, transposed: bool, *, align: int =
         Pads the last axis with zeros to a multiple of this.
     groups : int
         Matters only where `transposed`.
+    temporary : bool
+        Whether the result may be scratch of the device: flat, and not for longer than the operator.
 
     Returns
     -------
@@ -42,7 +47,7 @@ def converted(weight: Array, compute: Compute, transposed: bool, *, align: int =
     if plan is None:
         return weight
     shape, dtype, launch = plan
-    out = device().empty(shape, dtype)
+    out = device().scratch(prod(shape), dtype) if temporary else device().empty(shape, dtype)
     launch(weight, out)
     return out
 

@@ -77,13 +77,24 @@ class Gpu:
         DeviceError
             If there is not enough memory.
         """
-        self._make_current()
+        if not hasattr(self._local, "ready"):
+            self._make_current()
         try:
             return self._ndarray(shape, dtype)
         except self._cupy.cuda.memory.OutOfMemoryError:
             raise self._out_of_memory(shape, dtype) from None
         except self._errors as error:
             raise self._earlier(error) from None
+
+    def scratch(self, count: int, dtype: Any) -> Array:
+        """Return elements of this thread's own that the next call for this type may return too; see `Device`."""
+        try:
+            found = self._local.scratch.get(dtype)
+        except AttributeError:
+            self._local.scratch, found = {}, None
+        if found is None or found.size < count:
+            found = self._local.scratch[dtype] = self.empty((count,), dtype)
+        return found
 
     def upload(self, x: Any, dtype: Any = None) -> Array:
         """Return a copy of a host array on this device, in the order of the current stream.

@@ -17,7 +17,7 @@ import numpy as np
 
 from hpcnn.arrays import Array
 from hpcnn.ops.cuda import filters, tensor_map, types
-from hpcnn.ops.cuda.device import device
+from hpcnn.ops.cuda.device import GIVEN, device
 from hpcnn.ops.cuda.products import Candidate, Compute, Geometry, Problem
 
 SOURCE = "conv2d_halo"
@@ -208,46 +208,37 @@ class _Product:
         made = plan(walk, tile, chosen)
         if made is None:
             raise ValueError(f"halo: {problem.key} does not fit tiles {tile.name}.")
-        self._problem, self._tile, self._walk, self._plan, self._layout = problem, tile, walk, made, chosen
-        self._structs: dict[str | None, np.ndarray] = {}
+        self._problem, self._walk, self._plan, self._layout = problem, walk, made, chosen
         items = -(-made.positions // tile.rows) * -(-walk.columns // tile.columns)
-        self._blocks = min(items, device().num_processors)
+        kernel, given = f"conv2d_forward_halo_{tile.name}_{problem.compute}", (GIVEN,) * 4
+        self._launches = {
+            activation: device().prepare(
+                *(SOURCE, kernel, (min(items, device().num_processors),), (THREADS,), *given, self._struct(number)),
+                shared_bytes=made.shared_bytes(tile),
+            )
+            for activation, number in types.ACTIVATIONS.items()
+        }
+        width = ROW // problem.storage.itemsize
+        extents, box = (walk.channels, *walk.extent[::-1], walk.images), (width, made.pitch, 1, 1)
+        self._images = tensor_map.ByAddress(lambda x: tensor_map.tiled(x, extents, box))
+        shape, part = (walk.channels, walk.taps[0] * walk.taps[1], walk.columns), (width, 1, tile.columns)
+        self._filters = tensor_map.ByAddress(lambda turned: tensor_map.tiled(turned, shape, part))
 
     def __call__(self, x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
-        walk, made, width = self._walk, self._plan, ROW // x.itemsize
-        turned = filters.converted(weight, self._problem.compute, transposed=self._problem.kind == "input")
-        images = tensor_map.tiled(x, x.shape[::-1], (width, made.pitch, 1, 1))
-        shape = walk.channels, walk.taps[0] * walk.taps[1], walk.columns
-        filter_map = tensor_map.tiled(turned, shape, (width, 1, self._tile.columns))
-        kernel = f"conv2d_forward_halo_{self._tile.name}_{self._problem.compute}"
-        device().launch(
-            *(SOURCE, kernel, (self._blocks,), (THREADS,)),
-            *(images, filter_map, bias, y, self._struct(activation)),
-            shared_bytes=made.shared_bytes(self._tile),
-        )
+        turned = filters.converted(weight, self._problem.compute, self._problem.kind == "input", temporary=True)
+        self._launches[activation](self._images(x), self._filters(turned), bias, y)
 
-    def _struct(self, activation: str | None) -> np.ndarray:
-        """Return the kernel's numbers, made once: it takes longer than a launch."""
-        made = self._structs.get(activation)
-        if made is None:
-            walk, p = self._walk, self._plan
-            chunks = -(-walk.channels * self._problem.storage.itemsize // ROW)
-            taps = walk.taps[0] * walk.taps[1]
-            lead = min(p.stages - 2, PATCHES * taps - 1, chunks * taps - 1) if LEAD else 0
-            fields = (
-                *(p.positions, p.pitch, p.image_lines, p.strips, p.strip_width, *walk.out, *walk.before, *walk.taps),
-                *(
-                    chunks,
-                    walk.columns,
-                    types.ACTIVATIONS[activation],
-                    p.patch_bytes,
-                    p.stages,
-                    self._layout.based,
-                    lead,
-                ),
-            )
-            made = self._structs[activation] = np.array(fields, HALO)
-        return made
+    def _struct(self, activation: np.int32) -> np.ndarray:
+        """Return the kernel's numbers."""
+        walk, p = self._walk, self._plan
+        chunks = -(-walk.channels * self._problem.storage.itemsize // ROW)
+        taps = walk.taps[0] * walk.taps[1]
+        lead = min(p.stages - 2, PATCHES * taps - 1, chunks * taps - 1) if LEAD else 0
+        fields = (
+            *(p.positions, p.pitch, p.image_lines, p.strips, p.strip_width, *walk.out, *walk.before, *walk.taps),
+            *(chunks, walk.columns, activation, p.patch_bytes, p.stages, self._layout.based, lead),
+        )
+        return np.array(fields, HALO)
 
 
 def layout() -> Layout | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -103,6 +104,7 @@ def global_avgpool_backward(grad_output: Array, input_size: Pair) -> Array:
     return grad_input
 
 
+@lru_cache(1024)
 def _geometry(shape: Shape, size: Pair | Shape, window: Pair, stride: Pair, padding: Padding) -> np.ndarray:
     """Return a `struct Pool2d` for images of `shape` (N, H, W, C) and outputs of `size` (P, Q)."""
     return np.array((*shape, *size, *window, *stride, padding[0][0], padding[1][0]), POOL2D)

@@ -108,6 +108,17 @@ def im2col(x: Array, pixels: int, lower: Pair, upper: Pair, steps: Pair) -> np.n
     return _im2col(_address(x), x.dtype.itemsize, x.shape, pixels, lower, upper, steps, isinstance(x, np.ndarray))
 
 
+def together(maps: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Return a structure of `count` maps: those given, and then bytes of zero that no kernel may use."""
+    whole = np.dtype([("of", TENSOR_MAP, (count,))])
+    memory = np.zeros(whole.itemsize + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    found = memory[first : first + whole.itemsize].view(whole).reshape(())
+    for i, single in enumerate(maps):
+        found["of"][i] = single
+    return found
+
+
 def storable(x: Array, columns: int) -> bool:
     """Return whether the copy engine can write (or read) an array in rows of so many elements."""
     return columns * x.dtype.itemsize % 16 == 0 and _address(x) % 16 == 0

@@ -10,10 +10,9 @@ and columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from hpcnn.ops.cuda import filters, tensor_map, types
 from hpcnn.ops.cuda.device import GIVEN, Launch, device, remembered
 from hpcnn.ops.cuda.products import Candidate, Problem, scratch
 from hpcnn.ops.cuda.wgmma_tiles import (
+    PHASE_TILES,
     PIXEL_TILES,
     ROW,
     WEIGHT_TILES,
@@ -33,15 +33,15 @@ from hpcnn.ops.cuda.wgmma_tiles import (
     offered,
     plans,
 )
+from hpcnn.ops.cuda.wgmma_walks import Walk, forward_walks, input_walks
 
 ARCHITECTURE = 90
 THREADS = 384
-CORNERS = range(-128, 128)
-"""What the copy engine can encode of corners of the base pixels' box, of steps, and of a tap's distance."""
-MAX_STRIDE, MAX_REACH = 8, 255
 MAX_PIXELS = 2**31 - 512
 MAX_CHANNELS = 2**22
 """Of weight gradients, whose kernels number 64 channels at a time in 16 bits."""
+MOST_BY_PHASE = 4
+"""Candidates of a launch a phase that are offered beside those of one launch."""
 
 
 _PIXELS = ("rows", "height", "width", "stride_h", "stride_w", "corner_h", "corner_w")
@@ -57,40 +57,11 @@ FORWARD = _struct(
     (*_PIXELS, *_WINDOWS, "columns", "splits", "activation", "dense", "engine"),
 )
 WEIGHT = _struct(("out_split",), (*_PIXELS, "filters", "channels", "taps_w", "taps", "step_h", "step_w", "splits"))
-"""`struct Forward` and `struct Weight` of the kernels."""
+MAX_PHASES = 4
+PHASES = np.dtype([("phase", FORWARD, (MAX_PHASES,)), ("reached", np.int32), ("count", np.int32)], align=True)
+"""`struct Forward`, `struct Weight` and `struct Phases` of the kernels."""
 CUT = _struct((), Cut._fields)
 SUM_THREADS = 256
-
-
-class Walk(NamedTuple):
-    """Which pixels of an array a product visits, which filter taps go with them, and where the sums go.
-
-    All pairs are (rows, columns). Base pixel (i, j) of an image is `corner` + (i, j) * `stride`; tap (i, j) reads the
-    base pixel moved by (i, j) * `step` and the filters' tap `first` + i * `tap[0]` + j * `tap[1]`. Sums of pixel (i, j)
-    go to element `out_first` + i * `out_row` + j * `out_pixel` of an image.
-    """
-
-    grid: Pair
-    corner: Pair
-    stride: Pair
-    taps: Pair
-    step: Pair
-    first: int
-    tap: Pair
-    out_first: int
-    out_row: int
-    out_pixel: int
-
-    def upper(self, extent: Pair) -> Pair:
-        """Return where the last base pixel is, counted from the last pixel of an image of this extent."""
-        h, w = (self.corner[i] + (self.grid[i] - 1) * self.stride[i] - (extent[i] - 1) for i in (0, 1))
-        return h, w
-
-    def encodable(self, extent: Pair) -> bool:
-        """Return whether the copy engine can walk so over images of this extent."""
-        corners = all(corner in CORNERS for corner in (*self.corner, *self.upper(extent)))
-        reach = max((self.taps[i] - 1) * self.step[i] for i in (0, 1))
-        return corners and reach <= MAX_REACH and max(self.stride) <= MAX_STRIDE
 
 
 def candidates(problem: Problem) -> list[Candidate]:
@@ -105,7 +76,7 @@ def candidates(problem: Problem) -> list[Candidate]:
         return []
     if problem.kind == "weight":
         return _weight_candidates(problem)
-    walks = _forward_walks(problem) if problem.kind == "forward" else _input_walks(problem)
+    walks = forward_walks(problem) if problem.kind == "forward" else input_walks(problem)
     summed, extent = (g.c, (g.h, g.w)) if problem.kind == "forward" else (g.k, (g.p, g.q))
     vector = 16 // problem.storage.itemsize
     if not walks or summed % vector or not all(walk.encodable(extent) for walk in walks):
@@ -115,8 +86,13 @@ def candidates(problem: Problem) -> list[Candidate]:
     tiles = tuple(tile for tile in PIXEL_TILES if tile.plain or problem.compute == "bf16")
     splits = 1 if len(walks) > 1 else device().num_processors
     found = plans(tiles, (rows, columns), steps, splits, problem.storage.itemsize)
-    found = offered([plan for plan in found if plan[0].plain or plan[1] == 1])
-    return [candidate(problem, tile, n) for tile, n in found]
+    chosen = offered([plan for plan in found if plan[0].plain or plan[1] == 1])
+    by_phase = [candidate(problem, *plan) for plan in chosen]
+    if not 2 <= len(walks) <= MAX_PHASES:
+        return by_phase
+    found = plans(PHASE_TILES, (rows, columns), steps, 1, problem.storage.itemsize)
+    at_once = [phased(problem, tile) for tile, _ in found]
+    return [*at_once, *by_phase[:MOST_BY_PHASE]]
 
 
 def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
@@ -126,13 +102,18 @@ def candidate(problem: Problem, tile: Tile, splits: int) -> Candidate:
     """
     name = f"wgmma_{tile.name}" + (f"_split{splits}" if splits > 1 else "")
     if problem.kind == "weight":
-        return Candidate(name, _WeightProduct(problem, _forward_walks(problem)[0], tile, splits))
-    walks = _forward_walks(problem) if problem.kind == "forward" else _input_walks(problem)
+        return Candidate(name, _WeightProduct(problem, forward_walks(problem)[0], tile, splits))
+    walks = forward_walks(problem) if problem.kind == "forward" else input_walks(problem)
     return Candidate(name, _PixelProduct(problem, walks, tile, splits))
 
 
+def phased(problem: Problem, tile: Tile) -> Candidate:
+    """Return a way to compute an input gradient of 2 to 4 phases in one launch, in one of `PHASE_TILES`."""
+    return Candidate(f"wgmma_phases_{tile.name}", _PhasedProduct(problem, input_walks(problem), tile))
+
+
 def _weight_candidates(problem: Problem) -> list[Candidate]:
-    g, walk = problem.geometry, _forward_walks(problem)[0]
+    g, walk = problem.geometry, forward_walks(problem)[0]
     if problem.compute != "bf16" or g.c % 8 or g.k % 8 or g.c > MAX_CHANNELS or not walk.encodable((g.h, g.w)):
         return []
     shape, steps = _weight_product(problem)
@@ -145,7 +126,7 @@ def _weight_candidates(problem: Problem) -> list[Candidate]:
 
 def even_candidate(problem: Problem, tile: Tile) -> Candidate:
     """Return a way to compute a weight gradient of which all clusters of blocks get equally many steps."""
-    return Candidate(f"wgmma_{tile.name}_even", _EvenWeightProduct(problem, _forward_walks(problem)[0], tile))
+    return Candidate(f"wgmma_{tile.name}_even", _EvenWeightProduct(problem, forward_walks(problem)[0], tile))
 
 
 def _weight_product(problem: Problem) -> tuple[Pair, int]:
@@ -157,84 +138,6 @@ def _weight_product(problem: Problem) -> tuple[Pair, int]:
 def _chunks(problem: Problem, channels: int) -> int:
     """Return how many steps the channels of one tap take."""
     return -(-channels * problem.storage.itemsize // ROW)
-
-
-def _forward_walks(problem: Problem) -> list[Walk]:
-    g = problem.geometry
-    return [
-        Walk(
-            grid=(g.p, g.q),
-            corner=(-g.pad_top, -g.pad_left),
-            stride=(g.stride_h, g.stride_w),
-            taps=(g.r, g.s),
-            step=(g.dilation_h, g.dilation_w),
-            first=0,
-            tap=(g.s, 1),
-            out_first=0,
-            out_row=g.q * g.k,
-            out_pixel=g.k,
-        )
-    ]
-
-
-def _input_walks(problem: Problem) -> list[Walk]:
-    """Return a walk over `grad_output` for each phase of the input; none where neither strides nor dilation are 1."""
-    g = problem.geometry
-    phases = [
-        list(_phases(*axis))
-        for axis in (
-            (g.h, g.r, g.stride_h, g.pad_top, g.dilation_h),
-            (g.w, g.s, g.stride_w, g.pad_left, g.dilation_w),
-        )
-    ]
-    return [
-        Walk(
-            grid=(rows.extent, columns.extent),
-            corner=(rows.corner, columns.corner),
-            stride=(1, 1),
-            taps=(rows.taps, columns.taps),
-            step=(rows.step, columns.step),
-            first=rows.first_tap * g.s + columns.first_tap,
-            tap=(g.stride_h * g.s, g.stride_w),
-            out_first=(rows.phase * g.w + columns.phase) * g.c,
-            out_row=g.stride_h * g.w * g.c,
-            out_pixel=g.stride_w * g.c,
-        )
-        for rows, columns in product(*phases)
-    ]
-
-
-class _Phase(NamedTuple):
-    """Pixels phase, phase + stride, ... along one axis of the input, and the taps (reversed) that reach them."""
-
-    phase: int
-    extent: int
-    corner: int
-    first_tap: int
-    taps: int
-    step: int
-
-
-def _phases(extent: int, taps: int, stride: int, padding: int, dilation: int) -> Iterator[_Phase]:
-    """Yield the phases of an axis.
-
-    Tap t, counted from the last, brings pixel x of the input p of the output where stride * p = x + padding - reach +
-    t * dilation. With strides and dilation the taps of a phase may have any distance: nothing is yielded then.
-    """
-    if stride > 1 and dilation > 1:
-        return
-    reach = (taps - 1) * dilation
-    for phase in range(min(stride, extent)):
-        before = phase + padding - reach
-        first = -before % stride
-        yield _Phase(
-            phase=phase,
-            extent=-(-(extent - phase) // stride),
-            corner=(before + first) // stride,
-            first_tap=first,
-            taps=max(0, -(-(taps - first) // stride)),
-            step=dilation,
-        )
 
 
 class _PixelProduct:
@@ -250,7 +153,7 @@ class _PixelProduct:
         }
 
     def __call__(self, x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
-        turned = filters.converted(weight, self._problem.compute, transposed=self._transposed)
+        turned = filters.converted(weight, self._problem.compute, self._transposed, temporary=True)
         if self._splits == 1:
             for multiply in self._multiply[activation]:
                 multiply(x, turned, bias, y)
@@ -261,30 +164,20 @@ class _PixelProduct:
 
     def _product(self, walk: Walk, activation: np.int32) -> Callable[[Array, Array, Array | None, Array], None]:
         """Return what multiplies the pixels of one walk, given images, filters, bias and output."""
-        g, tile, size = self._problem.geometry, self._tile, self._problem.storage.itemsize
-        forward = self._problem.kind == "forward"
-        extent, channels, columns = ((g.h, g.w), g.c, g.k) if forward else ((g.p, g.q), g.k, g.c)
-        elements = g.n * (g.p * g.q * g.k if forward else g.h * g.w * g.c)
-        taps, width, rows = g.r * g.s, ROW // size, g.n * walk.grid[0] * walk.grid[1]
-        dense = walk.out_row == walk.grid[1] * walk.out_pixel and elements == rows * walk.out_pixel
-        fields = (
-            *(walk.out_first, elements, elements // g.n, walk.out_row, walk.out_pixel),
-            *(rows, *walk.grid, *walk.stride, *walk.corner),
-            *(*walk.taps, *walk.step, walk.first, *walk.tap, -(-channels // width)),
-            *(columns, self._splits, activation, dense),
-        )
-        items = tile.items(rows, columns) * self._splits
-        split = self._splits > 1 and self._problem.compute == "bf16"
-        kernel = f"conv2d_{'partial' if split else 'forward'}_wgmma_{tile.name}_{self._problem.compute}"
+        problem, tile = self._problem, self._tile
+        columns = problem.gemm[1]
+        fields = _fields(problem, walk, self._splits, activation)
+        number = dict(zip(FORWARD.names or (), fields))
+        items = tile.items(number["rows"], columns) * self._splits
+        split = self._splits > 1 and problem.compute == "bf16"
+        kernel = f"conv2d_{'partial' if split else 'forward'}_wgmma_{tile.name}_{problem.compute}"
         # Whether the copy engine stores the output depends on where that lies.
         launches = [
-            _prepare(kernel, tile, items, *[GIVEN] * 5, np.array((*fields, engine and dense), FORWARD))
+            _prepare(kernel, tile, items, *[GIVEN] * 5, np.array((*fields, engine and number["dense"]), FORWARD))
             for engine in (False, True)
         ]
-        upper, (corner, stride) = walk.upper(extent), (walk.corner, walk.stride)
-        pixels = tensor_map.ByAddress(lambda x: tensor_map.im2col(x, tile.box, corner, upper, stride))
-        box = (width, 1, tile.columns // tile.down)
-        turned_map = tensor_map.ByAddress(lambda turned: tensor_map.tiled(turned, (channels, taps, columns), box))
+        pixels = tensor_map.ByAddress(lambda x: _pixels(problem, walk, tile, x))
+        turned_map = tensor_map.ByAddress(lambda turned: _filters(problem, tile, turned))
         outputs = tensor_map.ByAddress(
             lambda y: tensor_map.tiled(y, (columns, y.size // columns), (ROW // y.itemsize, 64))
         )
@@ -294,6 +187,67 @@ class _PixelProduct:
             launches[engine](pixels(x), filter_map, outputs(y) if engine else filter_map, bias, y)
 
         return multiply
+
+
+class _PhasedProduct:
+    """Runs an input gradient of several phases in one launch; see `products` for the operands."""
+
+    def __init__(self, problem: Problem, walks: list[Walk], tile: Tile) -> None:
+        self._problem, self._walks, self._tile = problem, walks, tile
+        walks = sorted(walks, key=lambda walk: -prod(walk.taps))
+        reached = [walk for walk in walks if prod(walk.taps)]
+        phases = np.zeros((), PHASES)
+        phases["reached"], phases["count"] = len(reached), len(walks)
+        for i, walk in enumerate(walks):
+            phases["phase"][i] = (*_fields(problem, walk, 1, types.ACTIVATIONS[None]), False)
+        items = sum(tile.items(int(phase["rows"]), problem.gemm[1]) for phase in phases["phase"][: len(walks)])
+        kernel = f"conv2d_phases_wgmma_{tile.name}_{problem.compute}"
+        self._launch = _prepare(kernel, tile, items, GIVEN, GIVEN, GIVEN, phases, source="conv2d_wgmma_phases")
+        self._pixels = tensor_map.ByAddress(
+            lambda x: tensor_map.together([_pixels(problem, walk, tile, x) for walk in reached], MAX_PHASES)
+        )
+        self._filters = tensor_map.ByAddress(lambda turned: _filters(problem, tile, turned))
+
+    def __call__(self, x: Array, weight: Array, bias: Array | None, y: Array, activation: str | None) -> None:
+        if bias is not None or activation is not None:  # of fully connected layers, which have no strides
+            _PixelProduct(self._problem, self._walks, PHASE_TILES[0], 1)(x, weight, bias, y, activation)
+            return
+        turned = filters.converted(weight, self._problem.compute, True, temporary=True)
+        self._launch(self._pixels(x), self._filters(turned), y)
+
+
+def _operands(problem: Problem) -> tuple[Pair, int, int]:
+    """Return the extent of the images that are read, their channels, and the elements that are written."""
+    g = problem.geometry
+    if problem.kind == "forward":
+        return (g.h, g.w), g.c, g.n * g.p * g.q * g.k
+    return (g.p, g.q), g.k, g.n * g.h * g.w * g.c
+
+
+def _fields(problem: Problem, walk: Walk, splits: int, activation: np.int32) -> tuple[Any, ...]:
+    """Return the fields of `FORWARD` but for the last, "engine"."""
+    _, channels, elements = _operands(problem)
+    n = problem.geometry.n
+    rows = n * walk.grid[0] * walk.grid[1]
+    dense = walk.out_row == walk.grid[1] * walk.out_pixel and elements == rows * walk.out_pixel
+    return (
+        *(walk.out_first, elements, elements // n, walk.out_row, walk.out_pixel),
+        *(rows, *walk.grid, *walk.stride, *walk.corner),
+        *(*walk.taps, *walk.step, walk.first, *walk.tap, _chunks(problem, channels)),
+        *(problem.gemm[1], splits, activation, dense),
+    )
+
+
+def _pixels(problem: Problem, walk: Walk, tile: Tile, x: Array) -> np.ndarray:
+    """Return a map of the images as one walk meets them."""
+    return tensor_map.im2col(x, tile.box, walk.corner, walk.upper(_operands(problem)[0]), walk.stride)
+
+
+def _filters(problem: Problem, tile: Tile, turned: Array) -> np.ndarray:
+    """Return a map of the filters, (column, tap, channel)."""
+    g, width = problem.geometry, ROW // problem.storage.itemsize
+    extents = _operands(problem)[1], g.r * g.s, problem.gemm[1]
+    return tensor_map.tiled(turned, extents, (width, 1, tile.columns // tile.down))
 
 
 class _WeightProduct:
@@ -349,10 +303,11 @@ class _EvenWeightProduct(_WeightProduct):
             self._sum(partial, grad_weight)
 
 
-def _prepare(kernel: str, tile: Tile, items: int, *args: Any) -> Launch:
+def _prepare(kernel: str, tile: Tile, items: int, *args: Any, source: str | None = None) -> Launch:
     """Return a kernel whose clusters of blocks, one block a processor, share out `items` tiles of clusters."""
     blocks = min(items, clusters(tile)) * tile.cluster
-    return device().prepare(tile.source, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
+    source = source or tile.source
+    return device().prepare(source, kernel, (blocks,), (THREADS,), *args, shared_bytes=tile.shared_bytes)
 
 
 @remembered

@@ -90,6 +90,10 @@ PIXEL_TILES = (
     *(Tile(128, 128, 6, alternate=True, engine=True), Tile(128, 128, 6, down=2, alternate=True, engine=True)),
     Tile(256, 64, 4, alternate=True, engine=True),
 )
+PHASE_TILES = tuple(
+    tile for tile in PIXEL_TILES if tile.plain or (tile.alternate and not tile.engine and tile.cluster == 1)
+)
+"""Those in which all phases of an input gradient are computed by one launch, in bf16 and tf32."""
 WEIGHT_TILES = (
     *(Tile(128, 256, 4), Tile(256, 128, 4), Tile(128, 192, 4), Tile(128, 128, 6)),
     *(Tile(128, 256, 4, down=2), Tile(128, 256, 4, across=2), Tile(128, 192, 4, across=2)),

@@ -165,7 +165,8 @@ class Exchange:
             self._move_ready()
 
     def _move_ready(self) -> None:
-        ready = [carrier for carrier in self._pending if self._ready(carrier)]
+        in_use = self._in_use
+        ready = [carrier for carrier in self._pending if not in_use[carrier] and carrier.arrived]
         for carrier in reversed(ready):  # the bottom layers first
             carrier.take()
             self._publish(carrier)

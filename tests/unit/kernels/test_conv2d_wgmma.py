@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -162,6 +164,12 @@ def test_backward_weight_of_all_tiles_and_splits(hopper, random, tile, splits) -
     backward_weight(hopper, random, CASES["several tiles"], WEIGHT_TILES[tile], splits)
 
 
+def shared_out(tiles: Iterable[str], names: Iterable[str], each: int) -> list[tuple[str, str]]:
+    """Return tiles with `each` of the cases, in turn: every tile in every case would take minutes of emulation."""
+    turns = cycle(names)
+    return [(tile, next(turns)) for tile in tiles for _ in range(each)]
+
+
 # Several tiles for each cluster and each group, and clusters of which some blocks are behind the last row or column.
 SHARED = {
     "rows behind the last": Case((3, 25, 24, 64), 72, window=(1, 3), padding=((0, 0), (1, 1))),
@@ -173,8 +181,7 @@ SHARED_PIXELS = [tile.name for tile in wgmma_tiles.PIXEL_TILES if not tile.plain
 SHARED_WEIGHTS = [tile.name for tile in wgmma_tiles.WEIGHT_TILES if not tile.plain]
 
 
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("tile", SHARED_PIXELS)
+@pytest.mark.parametrize(("tile", "name"), shared_out(SHARED_PIXELS, SHARED, 2))
 def test_forward_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:
     forward(hopper, random, SHARED[name], "bf16", PIXEL_TILES[tile])
 
@@ -190,14 +197,15 @@ def test_activations_of_what_the_copy_engine_stores(hopper, random, activation, 
     forward(hopper, random, CASES["same"], "bf16", PIXEL_TILES["128x128as"], activation=activation, bias=bias)
 
 
-@pytest.mark.parametrize("name", ["strides that leave a rest", "dilation", "more padding than window"])
-@pytest.mark.parametrize("tile", SHARED_PIXELS)
+@pytest.mark.parametrize(
+    ("tile", "name"),
+    shared_out(SHARED_PIXELS, ["strides that leave a rest", "dilation", "more padding than window"], 1),
+)
 def test_backward_input_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:
     backward_input(hopper, random, CASES[name], "bf16", PIXEL_TILES[tile])
 
 
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("tile", SHARED_WEIGHTS)
+@pytest.mark.parametrize(("tile", "name"), shared_out(SHARED_WEIGHTS, SHARED, 2))
 def test_backward_weight_by_clusters_and_alternating_groups(hopper, random, tile, name) -> None:
     backward_weight(hopper, random, SHARED[name], WEIGHT_TILES[tile])
 
