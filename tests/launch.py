@@ -67,6 +67,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a job: this one without a launcher's traces, and Open MPI allowed to run as root."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER_PREFIXES)}
     clean |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PYTHONUNBUFFERED": "1"}
+    if shutil.which("ssh") is None and shutil.which("rsh") is None:
+        clean["OMPI_MCA_plm_rsh_agent"] = "false"  # Open MPI 4 wants to see one, though all ranks are here
     clean["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return clean | dict(extra or {})
 
