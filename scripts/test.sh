@@ -52,7 +52,7 @@ check "ruff format" ruff format --check .
 check "ruff check" ruff check .
 check "mypy" mypy
 check "shellcheck" shellcheck -x scripts/*.sh slurm/*.sbatch .ci/run
-check "unit tests" env OMP_NUM_THREADS=1 python -m pytest -q -n 2 -o faulthandler_timeout=300 -m "not gpu" tests/unit
+check "unit tests" env OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile -o faulthandler_timeout=300 -m "not gpu" tests/unit
 for ranks in 1 2 3 4 5; do
     check "mpi tests on $ranks" mpi_tests "$ranks"
 done
