@@ -19,6 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcnn.ops.cuda import compile
+
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "kernels"
 BUILD = ROOT / "build" / "kernels"
@@ -26,9 +28,6 @@ TARGETS = ("80", "90a", "100")
 OPTIONS = ("--std=c++17", "-cubin", "-Xptxas", "-v")
 PROCESSES = 2
 
-MARKER = re.compile(r"^//\s*architectures:\s*(.+)$", re.MULTILINE)
-MARKER_LINES = 20
-INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
@@ -71,9 +70,8 @@ def nvcc() -> str | None:
 
 def targets(source: Path) -> list[str]:
     """Return the architectures that a file is compiled for, of TARGETS."""
-    found = MARKER.search("\n".join(source.read_text().splitlines()[:MARKER_LINES]))
-    only = re.findall(r"\w+", found[1]) if found else list(TARGETS)
-    return [target for target in TARGETS if target in only]
+    only = compile.restriction_of(source.read_text())
+    return [target for target in TARGETS if not only or target in only]
 
 
 def parse(text: str) -> tuple[list[Usage], list[str]]:
@@ -133,15 +131,8 @@ def start(sources: Iterable[Path], wanted: Iterable[str] = TARGETS) -> dict[tupl
 
 def _key(source: Path, target: str, compiler: str) -> str:
     """Return a hash of all that machine code depends on."""
-    waiting, seen = [source], list[Path]()
-    while waiting:
-        path = waiting.pop()
-        if path in seen or not path.is_file():
-            continue
-        seen.append(path)
-        waiting += [folder / name for name in INCLUDE.findall(path.read_text()) for folder in (path.parent, KERNELS)]
     digest = hashlib.sha256("\0".join((target, str(Path(compiler).resolve()), *OPTIONS)).encode())
-    for path in sorted(seen):
+    for path in sorted(compile.closure(source, KERNELS)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

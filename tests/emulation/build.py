@@ -12,6 +12,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from hpcnn.ops.cuda.compile import closure
+
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "kernels"
 BUILD = HERE / "build"
@@ -27,7 +29,6 @@ ATTRIBUTES = r"((?:__\w+__\s*\((?:[^()]|\([^()]*\))*\)\s*)*)"
 KERNEL = re.compile(rf'extern\s+"C"\s+__global__\s+{ATTRIBUTES}void\s+{ATTRIBUTES}(\w+)\s*\(')
 BOUNDS = re.compile(r"__launch_bounds__\s*\(((?:[^()]|\([^()]*\))*)\)")
 CLUSTER = re.compile(r"__cluster_dims__\s*\(((?:[^()]|\([^()]*\))*)\)")
-INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 class EmulationError(RuntimeError):
@@ -36,16 +37,7 @@ class EmulationError(RuntimeError):
 
 def parts(source: Path) -> list[Path]:
     """Return the file and all that it includes by quoted names, from its own folder, `kernels/` or here."""
-    found, waiting = [], [source]
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        found.append(path)
-        for name in INCLUDE.findall(path.read_text()):
-            folders = (path.parent, KERNELS, HERE)
-            waiting += [(folder / name) for folder in folders if (folder / name).is_file()][:1]
-    return found
+    return closure(source, KERNELS, HERE)
 
 
 def content_hash(paths: list[Path], *more: str) -> str:

@@ -93,10 +93,30 @@ def target(architecture: int | str) -> str:
 
 
 def restriction(source: str) -> list[str]:
-    """Return the only targets a source is for, from its line `// architectures: 90a`; empty for all."""
-    head = "\n".join(_path(source).read_text().splitlines()[:MARKER_LINES])
-    found = MARKER.search(head)
+    """Return the only targets a source is for; empty for all."""
+    return restriction_of(_path(source).read_text())
+
+
+def restriction_of(text: str) -> list[str]:
+    """Return the targets that a line `// architectures: 90a` among a source's first names; empty without one."""
+    found = MARKER.search("\n".join(text.splitlines()[:MARKER_LINES]))
     return re.findall(r"\w+", found[1]) if found else []
+
+
+def closure(source: Path, *folders: Path) -> list[Path]:
+    """Return a file and all that it includes by quoted names, from its own folder or else from `folders`.
+
+    What is in none of them belongs to the compiler, as CUDA's own headers do.
+    """
+    found, waiting = list[Path](), [source]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.append(path)
+        for name in INCLUDE.findall(path.read_text()):
+            waiting += [folder / name for folder in (path.parent, *folders) if (folder / name).is_file()][:1]
+    return found
 
 
 def cubin(source: str, architecture: int | str) -> bytes:
@@ -203,15 +223,8 @@ def _load(name: str) -> bytes | None:
 def _key(source: str, wanted: str, compiler_name: str) -> str:
     """Return a hash of all that machine code depends on."""
     digest = hashlib.sha256("\0".join((wanted, compiler_name, STANDARD)).encode())
-    waiting, seen = [_path(source)], set[Path]()
-    while waiting:
-        path = waiting.pop()
-        if path in seen or not path.exists():  # CUDA's own headers belong to the compiler
-            continue
-        seen.add(path)
-        text = path.read_text()
-        digest.update(path.name.encode() + b"\0" + text.encode())
-        waiting += [path.parent / name for name in INCLUDE.findall(text)]
+    for path in closure(_path(source)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:24]
 
 

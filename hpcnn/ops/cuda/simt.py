@@ -18,9 +18,6 @@ from hpcnn.ops.cuda.products import Candidate, Geometry, Problem, scratch
 TILES = ((128, 128), (128, 64), (64, 64))
 """Tiles of the output that kernels of float32 come in; of other types, and without vectors, only the last."""
 
-DEPTH = 8
-"""Steps of depth between barriers: parts of the depth are multiples of it."""
-
 LEAST_DEPTH = 128
 """A block that takes fewer steps of depth than this spends its time on its ends."""
 
