@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,12 @@ def _gpu() -> None:
         load()
     except DeviceError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _longer() -> None:
+    """Give each test five minutes instead of pytest's usual limit: the first to come compile all kernels."""
+    faulthandler.dump_traceback_later(300, exit=True, file=sys.__stderr__)
 
 
 def losses(model: str, out: Path, ranks: int, *settings: str) -> np.ndarray:
