@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hpcnn import config as configuration
 from hpcnn.errors import ConfigError
-from hpcnn.train.setup import assemble, device_errors
+from hpcnn.train.atomic import replacing
+from hpcnn.train.setup import Parts, assemble, device_errors
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
+
+if TYPE_CHECKING:
+    from hpcnn.comm.world import World
 
 DEFAULT = "lenet5"
 
@@ -51,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         with device_errors(config):
             trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
             trainer.prepare(resume=args.resume, init=args.init)
+            _write_environment(world, parts, folder / "environment.json")
             outcome = trainer.train()
         if config.log.trace_steps:
             from hpcnn.report.trace import write_trace
@@ -76,3 +83,48 @@ def _read_plan(path: Path | None) -> str | None:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"train: cannot read the plan '{path}': {error}.") from None
+
+
+def _write_environment(world: World, parts: Parts, path: Path) -> None:
+    """Write what the run runs on, and by which command, for `hpcnn report` (collective)."""
+    from hpcnn.cli.environment import ranges, usable_cores
+
+    mine = {"host": world.hostnames[world.rank], "cores": ranges(usable_cores()), "threads": world.num_threads}
+    ranks = world.gather_obj(mine)
+    with world.agreeing():
+        if ranks is not None:
+            text = json.dumps(_environment(world, parts, ranks), indent=1) + "\n"
+            try:
+                with replacing(path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(
+                    f"train: cannot write '{path}': {error.strerror}. Make the run folder writable or set --out."
+                ) from None
+
+
+def _environment(world: World, parts: Parts, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    from hpcnn.cli import environment
+    from hpcnn.comm.library import load
+
+    vendor, version = load().get_vendor()
+    data, test_data = parts.train_data, parts.test_data
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": sys.argv,
+        "program": environment.program() | {"revision": environment.revision()},
+        "hosts": environment.by_host(ranks),
+        "nodes": list(world.engine.nodes),
+        "mpi": f"{vendor} {'.'.join(map(str, version))}",
+        "processor": environment.processor(),
+        "operators": environment.operators(),
+        "packages": {name: installed for name, installed in environment.packages().items() if installed},
+        "variables": environment.blas()["variables"],
+        "slurm": environment.slurm(),
+        "data": {
+            "image_shape": list(data.image_shape),
+            "num_classes": data.num_classes,
+            "train_images": len(data),
+            "test_images": 0 if test_data is None else len(test_data),
+        },
+    }
