@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/environment.sh
 
 started=$SECONDS
-setup_environment onednn,images,tensorboard,plots,test
+setup_environment onednn,images,tensorboard,plots,report,test
 say "environment ready after $((SECONDS - started)) s: $(python --version), $(command -v mpiexec)"
 
 logs=.ci-logs

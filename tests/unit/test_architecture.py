@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"kernels", "ops", "nn", "plan", "comm", "data", "parallel", "train", "analysis", "report"},
 }
 # Seconds of start-up on every rank of a shared file system, for something that one rank or one command needs.
-HEAVY = {"tqdm", "matplotlib", "PIL", "tensorboardX", "tomli_w", "torch", "onnx", "cupy"}
+HEAVY = {"tqdm", "matplotlib", "PIL", "tensorboardX", "tomli_w", "torch", "onnx", "cupy", "jinja2"}
 COLLECTIVES = {
     "allreduce", "allgather", "reduce_scatter", "barrier", "broadcast", "broadcast_obj", "gather_obj", "agree",
     "agreeing", "offset_to_root", "write_trace",

@@ -31,6 +31,7 @@ FLAGS = {
     ),
     "hpcnn bench ops": "--models --batch --no-peer --repeats --json",
     "hpcnn bench step": "--models --batch --no-peer --repeats --json",
+    "hpcnn report": "runs --out --figures",
     "hpcnn doctor": "--json --mpi --compile --arch",
 }
 
