@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hpcnn.report.run import Run
 from hpcnn.report.untrusted import is_number
-from hpcnn.report.words import quantity
+from hpcnn.report.words import milliseconds, quantity
 from hpcnn.spec import LinearSpec, ModelSpec
 from hpcnn.train.metrics import Summary
 
@@ -49,8 +49,12 @@ def describe(run: Run) -> str:
         (speed.other_share, "in the rest"),
     ]
     spent = ", ".join(f"{share:.0%} {what}" for share, what in shares if round(share, 2))
-    of_it = "" if hidden is None else f" Of all communication {hidden:.0%} ran hidden behind the computation."
-    return f"A step took {1e3 * speed.step_s:.3g} ms: {spent}.{of_it}"
+    of_it = (
+        ""
+        if hidden is None or not speed.bytes_per_step
+        else f" Of all communication {hidden:.0%} ran hidden behind the computation."
+    )
+    return f"A step took {milliseconds(speed.step_s)} ms: {spent}.{of_it}"
 
 
 def advise(run: Run, model: ModelSpec | None) -> list[Advice]:
@@ -58,7 +62,7 @@ def advise(run: Run, model: ModelSpec | None) -> list[Advice]:
     speed = run.summary
     if speed is None:
         return []
-    found = [*_crowded(run), *_unequal(run)]
+    found = [*_crowded(run)] or [*_unequal(run)]  # ranks that take turns compute unequally long for that
     found += [*_exposed(run, speed, model), *_input(run, speed), *_between(run), *_unsteady(run)]
     if not found and speed.exposed_comm_share <= LITTLE_EXPOSED:
         found += _computing(run, speed)
@@ -90,8 +94,8 @@ def _unequal(run: Run) -> Iterator[Advice]:
     mean_s, slowest = fmean(time.compute_s for time in times), max(times, key=lambda time: time.compute_s)
     if mean_s and slowest.compute_s > (1 + UNEQUAL) * mean_s:
         yield Advice(
-            f"Ranks compute unequally long in the traced steps: {slowest.name} {1e3 * slowest.compute_s:.3g} ms a step,"
-            f" the mean rank {1e3 * mean_s:.3g} ms. The others wait for it, whatever the network does.",
+            f"Ranks compute unequally long in the traced steps: {slowest.name} {milliseconds(slowest.compute_s)} ms a"
+            f" step, the mean rank {milliseconds(mean_s)} ms. The others wait for it, whatever the network does.",
             "Look for other programs on its node, a core too few, or a plan that gives it more (an uneven batch, uneven"
             " tiles); `hpcnn doctor` under the same launcher shows each rank's cores.",
         )
@@ -171,8 +175,8 @@ def _unsteady(run: Run) -> Iterator[Advice]:
     middle, slow = median(times), quantiles(times, n=20)[-1]
     if slow > UNSTEADY * middle:
         yield Advice(
-            f"Steps are unsteady: one of twenty takes more than {1e3 * slow:.3g} ms, the middle one"
-            f" {1e3 * middle:.3g} ms.",
+            f"Steps are unsteady: one of twenty takes more than {milliseconds(slow)} ms, the middle one"
+            f" {milliseconds(middle)} ms.",
             "Look for other jobs on the nodes or the network; ask the batch system for whole nodes.",
         )
 

@@ -17,7 +17,8 @@ from hpcnn.train.atomic import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design", 2008: told apart by all kinds of colour vision.
+# Okabe and Ito, "Color Universal Design", 2008: told apart by all kinds of colour vision. On a dark page blue
+# is lighter (`--blue` of page.html).
 BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE, GREY = (
     "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999",
 )  # fmt: skip
@@ -26,11 +27,14 @@ DASHES = ("-", "--", "-.", ":")
 SPLIT = {"compute": BLUE, "exposed communication": VERMILLION, "waiting for images": ORANGE, "other": GREY}
 """Colours of the parts of a step, the same in every figure."""
 
+LONGEST_NAME = 36
+
 INK = "#010203"
 """Stands for the colour of text and axes: on the page it becomes that of the page, in files black."""
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.4,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.alpha": 0.25, "grid.color": INK,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
     "svg.fonttype": "none", "text.parse_math": False, "text.usetex": False, "path.simplify_threshold": 0.5,
@@ -57,11 +61,16 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float = 6.4, height: float = 2.8) -> Figure:
+def new_figure(width: float = 5.4, height: float = 2.8) -> Figure:
     """Return an empty figure; inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def short(name: str) -> str:
+    """Return a name that leaves room for the drawing."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def tooltip(artist: Any, tips: list[str], text: str) -> None:
@@ -83,7 +92,7 @@ def inline_svg(figure: Figure, key: str, label: str, tips: list[str]) -> str:
         As `tooltip` has collected them.
     """
     text = _svg(figure, key)
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(BLUE.lower(), "var(--blue)")
     # Sizes give way to the page; what is drawn keeps its proportions.
     opening = re.match(r"<svg[^>]*>", text)
     viewbox = re.search(r'viewBox="[^"]*"', text)
@@ -93,7 +102,7 @@ def inline_svg(figure: Figure, key: str, label: str, tips: list[str]) -> str:
     text = head + re.sub(r'xlink:href="#', 'href="#', text[opening.end() :])
     text = re.sub(r'<g id="tip-(\d+)">', lambda found: f"<g><title>{html.escape(tips[int(found[1])])}</title>", text)
     # Names given by matplotlib ("figure_1", "patch_2") are the same in all figures and refer to nothing.
-    return re.sub(r' id="[a-zA-Z.]+_\d+"', "", text)
+    return re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

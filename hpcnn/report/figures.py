@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcnn.report import drawing
-from hpcnn.report.drawing import DASHES, SERIES, SPLIT, new_figure, tooltip
+from hpcnn.report.drawing import DASHES, SERIES, SPLIT, new_figure, short, tooltip
 from hpcnn.report.run import Run
 from hpcnn.report.scale_table import ScaleTable
 from hpcnn.report.traced import IMAGES, Trace, TracedSpan
+from hpcnn.report.words import milliseconds
 from hpcnn.train.metrics import Record
 
 if TYPE_CHECKING:
@@ -56,13 +57,13 @@ def curve(runs: Sequence[Run], what: Curve) -> Drawing | None:
     figure, drawn = new_figure(), False
     axes = figure.subplots()
     for index, run in enumerate(runs):
-        style = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index // len(SERIES) % len(DASHES)]}
+        style: Any = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index // len(SERIES) % len(DASHES)]}
         steps, values = thinned(run.steps, what.field)
         if steps:
-            axes.plot(steps, values, label=run.name, **style)
+            axes.plot(steps, values, label=short(run.name), **style)
         epochs = [(record["step"], record[what.per_epoch]) for record in run.epochs if what.per_epoch in record]
         if epochs:
-            axes.plot(*zip(*epochs), marker="o", markersize=4, linestyle="none", color=style["color"])
+            axes.plot(*zip(*epochs), "o", markersize=6, color=style["color"], markeredgecolor=drawing.INK)
         drawn = drawn or bool(steps or epochs)
     if not drawn:
         return None
@@ -74,10 +75,10 @@ def curve(runs: Sequence[Run], what: Curve) -> Drawing | None:
     return Drawing(figure, what.field.replace("_", "-"), what.caption, [])
 
 
-def thinned(steps: Sequence[Record], name: str) -> tuple[list[float], list[float]]:
-    """Return steps and values of a field, as means over at most MOST_POINTS stretches of equally many records."""
+def thinned(steps: Sequence[Record], name: str, most_points: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+    """Return steps and values of a field, as means over at most so many stretches of equally many records."""
     points = [(float(step["step"]), step[name]) for step in steps if name in step]
-    width = max(1, math.ceil(len(points) / MOST_POINTS))
+    width = max(1, math.ceil(len(points) / most_points))
     stretches = [points[start : start + width] for start in range(0, len(points), width)]
     return (
         [stretch[-1][0] for stretch in stretches],
@@ -102,7 +103,7 @@ def split_over_time(run: Run, number: int) -> Drawing | None:
         return None
     figure = new_figure()
     axes = figure.subplots()
-    columns = [thinned(parts, name) for name in SPLIT]
+    columns = [thinned(parts, name, MOST_POINTS // 3) for name in SPLIT]
     steps = columns[0][0]
     if len(steps) == 1:  # an area over one point cannot be seen
         steps, columns = [steps[0], steps[0] + 1], [(steps, values * 2) for steps, values in columns]
@@ -134,7 +135,10 @@ def ranks(trace: Trace, number: int) -> Drawing | None:
     axes.set(xlabel="milliseconds of the mean traced step")
     axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return Drawing(
-        figure, f"ranks-{number}", "The mean traced step on every rank; bars of equal blue mean equal work", tips
+        figure,
+        f"ranks-{number}",
+        "The mean traced step on every rank; other: between the layers. Blue of equal length is equal work",
+        tips,
     )
 
 
@@ -165,12 +169,12 @@ def timeline(trace: Trace, number: int) -> Drawing | None:
     if name is None:
         return None
     shown = trace.ranks[:MOST_RANKS]
-    begin = min(rank.steps[name].begin_s for rank in shown)
-    end = max(rank.steps[name].end_s for rank in shown)
-    figure, tips, used = new_figure(8.6, 0.9 + 0.42 * len(shown)), list[str](), set[str]()
+    window = shown[0].steps[name]
+    begin, end = window.begin_s, window.end_s
+    figure, tips, used = new_figure(11.0, 0.9 + 0.42 * len(shown)), list[str](), set[str]()
     axes = figure.subplots()
     for row, rank in enumerate(shown):
-        for span in sorted(rank.within(rank.steps[name]), key=lambda span: span.lane == "wait"):
+        for span in rank.within(window):
             first, last = max(span.begin_s, begin), min(span.end_s, end)
             if last - first < THINNEST * (end - begin) or span.lane == "input":
                 continue
@@ -178,23 +182,23 @@ def timeline(trace: Trace, number: int) -> Drawing | None:
             low, height = (row - 0.38, 0.46) if thread else (row + 0.12, 0.24)
             box = Rectangle((1e3 * (first - begin), low), 1e3 * (last - first), height, color=COLORS[kind], lw=0)
             size = "" if span.num_bytes is None else f", {span.num_bytes:.0f} bytes sent"
-            tooltip(box, tips, f"{rank.name}: {span.name}, {1e3 * span.seconds:.3g} ms{size}")
+            tooltip(box, tips, f"{rank.name}: {span.name}, {milliseconds(span.seconds)} ms{size}")
             axes.add_patch(box)
             used.add(kind)
     _rank_axis(axes, [rank.name for rank in shown], [float(row) for row in range(len(shown))])
-    axes.set(xlabel=f"milliseconds since {name} began", xlim=(0, max(1e3 * (end - begin), 1e-9)))
+    axes.set(xlabel=f"milliseconds since {name} began on {shown[0].name}", xlim=(0, max(1e3 * (end - begin), 1e-9)))
     axes.set_ylim(len(shown) - 0.5, -0.5)
     patches = [Patch(color=color, label=kind) for kind, color in COLORS.items() if kind in used]
     axes.legend(handles=patches, ncols=len(patches), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     fewer = f" (the first {MOST_RANKS} of {len(trace.ranks)} ranks)" if len(trace.ranks) > MOST_RANKS else ""
-    caption = f"A typical step, {name}{fewer}: above what the rank does, below what is in flight; white is bookkeeping"
+    caption = f"A typical step, {name}{fewer}: above what the rank does, below what is in flight; white: neither"
     return Drawing(figure, f"timeline-{number}", caption, tips)
 
 
 def _rank_axis(axes: Any, names: Sequence[str], places: Sequence[float]) -> None:
     """Name the ranks, the first on top; of many only some."""
     every = max(1, math.ceil(len(names) / 40))
-    axes.set_yticks(list(places)[::every], [name[:40] for name in names][::every])
+    axes.set_yticks(list(places)[::every], [short(name) for name in names][::every])
     axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
 
@@ -205,7 +209,7 @@ def shares(runs: Sequence[Run]) -> Drawing | None:
     rows = [(run, speed) for run, speed in measured if speed is not None]
     if not rows:
         return None
-    figure, tips = new_figure(height=0.9 + 0.3 * len(rows)), list[str]()
+    figure, tips = new_figure(7.5, 0.9 + 0.3 * len(rows)), list[str]()
     axes = figure.subplots()
     left = [0.0] * len(rows)
     for name, color in SPLIT.items():
@@ -245,11 +249,13 @@ def scaling(table: ScaleTable, number: int) -> list[Drawing]:
         axes = figure.subplots()
         for index, one in enumerate(curves):
             color = SERIES[index % len(SERIES)]
-            style = {"color": color, "linestyle": DASHES[index // len(SERIES) % len(DASHES)], "marker": "o"}
+            dashes = DASHES[index // len(SERIES) % len(DASHES)]
             points = [(point.ranks, getattr(point, field)) for point in one.points]
             points = [(count, value) for count, value in points if value is not None]
             if points:
-                axes.plot(*zip(*points), label=one.label, markersize=4, **style)
+                axes.plot(
+                    *zip(*points), label=short(one.label), color=color, linestyle=dashes, marker="o", markersize=4
+                )
             if field == "step_s":
                 guesses = [(p.ranks, p.predicted_step_s) for p in one.points if p.predicted_step_s is not None]
                 if guesses:
@@ -258,9 +264,13 @@ def scaling(table: ScaleTable, number: int) -> list[Drawing]:
             axes.plot(every, [count / every[0] for count in every], color=drawing.GREY, linestyle=":", linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_xticks(every, [str(count) for count in every])
-        axes.minorticks_off()
         axes.set(xlabel="ranks", ylabel=label)
-        axes.set_ylim(bottom=0)
+        if field == "speedup":
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.minorticks_off()
         axes.legend()
         drawings.append(Drawing(figure, f"scaling-{number}-{field.removesuffix('_s')}", caption, []))
     return drawings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any, NamedTuple
 
+from hpcnn.config import Config
 from hpcnn.errors import HpcnnError
 from hpcnn.nn import models
 from hpcnn.plan import costs, planner
@@ -18,7 +19,7 @@ from hpcnn.report.traced import LayerTime
 from hpcnn.report.untrusted import clean
 from hpcnn.spec import ModelSpec
 
-MOST_RANKS = 1024
+MOST_RANKS = 256
 """Steps of more ranks are not predicted here: that takes longer than reading the page."""
 
 
@@ -51,14 +52,20 @@ def layers_of(run: Run) -> Layers:
     """Return the layers of a run, with as much as its files tell."""
     notes: list[str] = []
     traced = run.trace.layer_times() if run.trace else {}
+    model: ModelSpec | None = None
+    prediction: Prediction | None = None
+    costs_of: dict[str, costs.LayerCost] = {}
     try:
         model = _model(run)
-        plan = planner.from_toml(run.plan_text, model, run.config.train.global_batch) if _complete(run, model) else None
-        costs_of = {cost.name: cost for cost in costs.layer_costs(model, plan)} if plan is not None else {}
-        prediction = _predict(run, model, plan, notes) if plan is not None else None
+        if (run.num_ranks or 0) > MOST_RANKS:
+            notes.append(f"Steps of more than {MOST_RANKS} ranks are not predicted here; `hpcnn plan` does it.")
+        elif model is not None and run.config is not None and run.plan_text is not None:
+            plan = planner.from_toml(run.plan_text, model, run.config.train.global_batch)
+            costs_of = {cost.name: cost for cost in costs.layer_costs(model, plan)}
+            prediction = _predict(run.config, run, model, plan, notes)
     except (HpcnnError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
         notes.append(f"The plan does not fit the model, sizes and predictions are left out: {clean(error)}")
-        model, costs_of, prediction = None, {}, None
+        costs_of, prediction = {}, None
     times = {} if prediction is None else {time.name: time for time in prediction.layers}
     rows = []
     for name, layout in _layouts(run.plan_text or "", notes):
@@ -79,10 +86,6 @@ def layers_of(run: Run) -> Layers:
     return Layers(rows, model, prediction, notes)
 
 
-def _complete(run: Run, model: ModelSpec | None) -> bool:
-    return run.plan_text is not None and run.config is not None and model is not None
-
-
 def _model(run: Run) -> ModelSpec | None:
     """Return the model that was trained, if the run says for which images."""
     shape, num_classes = run.fact("data", "image_shape"), run.fact("data", "num_classes")
@@ -92,11 +95,8 @@ def _model(run: Run) -> ModelSpec | None:
     return models.configured(run.config.model, (height, width, channels), num_classes)
 
 
-def _predict(run: Run, model: ModelSpec, plan: Plan, notes: list[str]) -> Prediction | None:
-    config, nodes = run.config, run.fact("nodes")
-    if plan.ranks > MOST_RANKS:
-        notes.append(f"Steps of more than {MOST_RANKS} ranks are not predicted here; `hpcnn plan` does it.")
-        return None
+def _predict(config: Config, run: Run, model: ModelSpec, plan: Plan, notes: list[str]) -> Prediction | None:
+    nodes = run.fact("nodes")
     if config.device == "cuda" and run.machine is DEFAULT:
         notes.append("Nothing is predicted: that needs a machine file of these GPUs (`hpcnn profile`).")
         return None

@@ -19,7 +19,7 @@ from hpcnn.report.run import Run, read_run
 from hpcnn.report.scale_table import FILE, ScaleTable, read_scale_table
 from hpcnn.report.traced import Sent
 from hpcnn.report.untrusted import clean
-from hpcnn.report.words import quantity
+from hpcnn.report.words import milliseconds, number, percent, quantity
 from hpcnn.train.atomic import replacing
 
 MOST_SENT = 30
@@ -32,6 +32,7 @@ class RunView:
 
     run: Run
     overview: list[tuple[str, str]]
+    headline: str
     story: str
     advice: list[Advice]
     split: Drawing | None
@@ -80,17 +81,17 @@ def make_report(folders: Sequence[Path]) -> Report:
         curves = [figures.curve(runs, what) for what in CURVES] if runs else []
         return Report(
             title=", ".join([*(run.name for run in runs), *(table.name for table in tables)]),
-            views=[_view(run, number) for number, run in enumerate(runs, start=1)],
+            views=[_view(run, index) for index, run in enumerate(runs, start=1)],
             curves=[one for one in curves if one is not None],
             shares=figures.shares(runs),
-            studies=[(table, figures.scaling(table, number)) for number, table in enumerate(tables, start=1)],
+            studies=[(table, figures.scaling(table, index)) for index, table in enumerate(tables, start=1)],
         )
 
 
 def render(report: Report) -> str:
     """Return the page."""
     import jinja2
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -99,11 +100,20 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"quantity": quantity, "ms": _milliseconds, "percent": _percent, "number": _number}
+
+    def coded(text: str) -> Markup:
+        """Return a sentence with what stands between backquotes as code."""
+        parts = [
+            escape(part) if index % 2 == 0 else f"<code>{escape(part)}</code>"
+            for index, part in enumerate(text.split("`"))
+        ]
+        return Markup("".join(parts))
 
     def svg(drawn: Drawing) -> Markup:
         return Markup(inline_svg(drawn.figure, drawn.key, drawn.caption, drawn.tips))  # drawn here, texts escaped
 
+    environment.filters |= {"quantity": quantity, "ms": milliseconds, "percent": percent, "number": number}
+    environment.filters["coded"] = coded
     with drawing.style():
         page = environment.get_template("page.html").render(
             report=report, svg=svg, version=__version__, overview=_overview(report.views), most_sent=MOST_SENT
@@ -135,10 +145,10 @@ def save_figures(report: Report, folder: Path) -> list[Path]:
         return [path for drawn in report.drawings for path in drawing.save(drawn.figure, folder, drawn.key)]
 
 
-def _view(run: Run, number: int) -> RunView:
+def _view(run: Run, index: int) -> RunView:
     layers = layers_of(run)
     hosts = run.fact("hosts")
-    notes = list(run.notes)
+    notes, overview = list(run.notes), _facts(run, layers)
     if run.trace is None and not (run.folder / "trace.json").exists():
         notes.append(
             "The run was not traced, so there is no timeline, no time of each layer and no comparison of the ranks:"
@@ -148,17 +158,18 @@ def _view(run: Run, number: int) -> RunView:
         notes.append(f"The trace lacks {run.trace.num_dropped} spans for which there was no room.")
     return RunView(
         run=run,
-        overview=_facts(run, layers),
+        overview=overview,
+        headline=_headline(dict(overview)),
         story=describe(run),
         advice=advise(run, layers.model),
-        split=figures.split_over_time(run, number),
-        timeline=figures.timeline(run.trace, number) if run.trace else None,
-        ranks=figures.ranks(run.trace, number) if run.trace else None,
+        split=figures.split_over_time(run, index),
+        timeline=figures.timeline(run.trace, index) if run.trace else None,
+        ranks=figures.ranks(run.trace, index) if run.trace else None,
         layers=layers,
         sent=run.trace.sent() if run.trace else [],
         environment=_environment(run),
         hosts=[host for host in hosts if isinstance(host, dict)] if isinstance(hosts, list) else [],
-        notes=notes + layers.notes,
+        notes=notes,
     )
 
 
@@ -183,13 +194,22 @@ def _facts(run: Run, layers: Layers) -> list[tuple[str, str]]:
         ("global batch", None if config is None else str(config.train.global_batch)),
         ("steps", str(run.steps[-1]["step"]) if run.steps else "0"),
         ("test accuracy", f"{100 * tested[-1]:.2f} %" if tested else None),
-        ("images/s", f"{speed.images_per_second:.4g}" if speed else None),
-        ("step ms", f"{1e3 * speed.step_s:.4g}" if speed else None),
-        ("exposed communication", _percent(speed.exposed_comm_share) if speed else None),
+        ("images/s", number(speed.images_per_second) if speed else None),
+        ("step ms", milliseconds(speed.step_s) if speed else None),
+        ("exposed communication", percent(speed.exposed_comm_share) if speed else None),
         ("peak memory of a rank", quantity(end["peak_memory_bytes"], "B") if "peak_memory_bytes" in end else None),
         ("of its GPU", quantity(end["peak_device_memory_bytes"], "B") if "peak_device_memory_bytes" in end else None),
     ]
     return [(name, "–" if value is None else clean(value)) for name, value in found]
+
+
+def _headline(facts: dict[str, str]) -> str:
+    """Return the run in one line: "lenet5 on builtin, plan data, 4 ranks on 1 host: ..."."""
+    places = [f"{facts[name]} {name[:-1] if facts[name] == '1' else name}" for name in ("ranks", "hosts")]
+    return (
+        f"{facts['model']} on {facts['data']}, plan {facts['plan']}, {' on '.join(places)}, {facts['steps']} steps"
+        f" ({facts['state']}): {facts['images/s']} images/s, test accuracy {facts['test accuracy']}"
+    )
 
 
 def _configured(run: Run, read: Callable[[Any], str]) -> str | None:
@@ -228,15 +248,3 @@ def _joined(value: Any) -> str | None:
     if isinstance(value, dict):
         return ", ".join(f"{name} {item}" for name, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else value
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{1e3 * seconds:.3g}"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"

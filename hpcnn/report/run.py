@@ -105,11 +105,12 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     _read_metrics(run)
     text = _text(run, "config.toml", "the configuration")
     if text is not None:
-        run.config = _noted(run, lambda: configuration.from_toml(text, "config.toml"))
+        run.config = _noted(run, "config.toml", lambda: configuration.from_toml(text, "config.toml"))
     run.plan_text = _text(run, "plan.toml", "the plan")
     _read_environment(run)
-    if run.config is not None and run.config.exchange.machine:
-        run.machine = _noted(run, lambda: load_machine(run.config.exchange.machine)) or DEFAULT  # type: ignore[union-attr]
+    machine_file = run.config.exchange.machine if run.config is not None else ""
+    if machine_file:
+        run.machine = _noted(run, "exchange.machine", lambda: load_machine(machine_file)) or DEFAULT
     _read_trace(run)
     return run
 
@@ -168,7 +169,7 @@ def _read_trace(run: Run) -> None:
             "trace.json is too large to be drawn here; open it at https://ui.perfetto.dev, or trace fewer steps."
         )
         return
-    run.trace = _noted(run, lambda: read_trace(path))
+    run.trace = _noted(run, "trace.json", lambda: read_trace(path))
 
 
 def _text(run: Run, name: str, what: str) -> str | None:
@@ -181,14 +182,14 @@ def _text(run: Run, name: str, what: str) -> str | None:
     return None
 
 
-def _noted(run: Run, read: Callable[[], T]) -> T | None:
+def _noted(run: Run, name: str, read: Callable[[], T]) -> T | None:
     """Return what `read` makes of a file, or None and a note."""
     try:
         return read()
     except HpcnnError as error:
-        run.notes.append(clean(str(error)))
+        run.notes.append(clean(f"{name} cannot be used: {error}"))
     except (RecursionError, OverflowError, MemoryError) as error:
-        run.notes.append(f"A file of this run cannot be read: {type(error).__name__}.")
+        run.notes.append(f"{name} cannot be used: {type(error).__name__}.")
     return None
 
 

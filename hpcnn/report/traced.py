@@ -12,9 +12,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median_low
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from hpcnn.errors import DataError
 from hpcnn.report.untrusted import clean, is_number
@@ -46,20 +47,15 @@ class TracedRank:
     name: str
     spans: list[TracedSpan] = field(default_factory=list)
 
-    @property
+    @cached_property
     def steps(self) -> dict[str, TracedSpan]:
         """The recorded steps by name, in order."""
         return {span.name: span for span in self.spans if span.lane == "step"}
 
     def within(self, step: TracedSpan) -> list[TracedSpan]:
-        """Return the spans that begin in a step, and those in flight that reach into it."""
-        return [
-            span
-            for span in self.spans
-            if span.lane != "step"
-            and span.begin_s < step.end_s
-            and (span.end_s if span.lane == "communication" else span.begin_s) >= step.begin_s
-        ]
+        """Return what the rank did in the time of a step, which may be another rank's: its waits come last."""
+        spans = [s for s in self.spans if s.lane != "step" and s.begin_s < step.end_s and s.end_s > step.begin_s]
+        return sorted(spans, key=lambda span: span.lane == "wait")
 
 
 class RankTime(NamedTuple):
@@ -98,7 +94,7 @@ class Trace:
     ranks: list[TracedRank]
     num_dropped: int = 0
 
-    @property
+    @cached_property
     def counted(self) -> list[str]:
         """Names of the steps that every rank has, without the first."""
         everywhere = set.intersection(*(set(rank.steps) for rank in self.ranks)) if self.ranks else set()
@@ -176,7 +172,7 @@ def read_trace(path: Path) -> Trace:
         document = json.loads(path.read_text(encoding="utf-8", errors="replace"))
         events = [event for event in document["traceEvents"] if isinstance(event, dict)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise DataError("trace.json is not a trace, or only a part of one; the timeline cannot be drawn.") from None
+        raise DataError("it is not a trace, or only a part of one.") from None
     ranks: dict[int, TracedRank] = {}
     for event in events:
         process = event.get("pid")
@@ -195,7 +191,7 @@ def read_trace(path: Path) -> Trace:
     dropped = other.get("dropped_spans") if isinstance(other, dict) else 0
     trace = Trace([ranks[process] for process in sorted(ranks)], dropped if isinstance(dropped, int) else 0)
     if not trace.counted:
-        raise DataError("trace.json holds no step that all ranks have recorded; the timeline cannot be drawn.")
+        raise DataError("it holds no step that all ranks have recorded.")
     return trace
 
 
@@ -208,7 +204,7 @@ def _span(event: dict[str, Any]) -> TracedSpan | None:
     return TracedSpan(name, lane, begin / 1e6, (begin + length) / 1e6, float(size) if _is_time(size) else None)
 
 
-def _is_time(value: Any) -> bool:
+def _is_time(value: Any) -> TypeGuard[float]:
     return is_number(value) and 0 <= value < 1e18
 
 

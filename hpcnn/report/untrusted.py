@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 LONGEST_TEXT = 2000
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value is a number that can be drawn."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
