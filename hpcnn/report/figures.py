@@ -225,7 +225,7 @@ def shares(runs: Sequence[Run]) -> Drawing | None:
         ]
         bars = axes.barh(range(len(rows)), values, left=left, color=color, label=name, height=0.7)
         for bar, (run, _), value in zip(bars, rows, values, strict=True):
-            tooltip(bar, tips, f"{run.name}: {name} {value:.1f} %")
+            tooltip(bar, tips, f"{run.name}: {name} {value:.1f}%")
         left = [begin + value for begin, value in zip(left, values, strict=True)]
     _rank_axis(axes, [run.name for run, _ in rows], [float(index) for index in range(len(rows))])
     axes.set(xlabel="per cent of the step", xlim=(0, 100))

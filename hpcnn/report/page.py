@@ -193,7 +193,7 @@ def _facts(run: Run, layers: Layers) -> list[tuple[str, str]]:
         ("hosts", str(len(hosts)) if isinstance(hosts, list) else None),
         ("global batch", None if config is None else str(config.train.global_batch)),
         ("steps", str(run.steps[-1]["step"]) if run.steps else "0"),
-        ("test accuracy", f"{100 * tested[-1]:.2f} %" if tested else None),
+        ("test accuracy", f"{100 * tested[-1]:.2f}%" if tested else None),
         ("images/s", number(speed.images_per_second) if speed else None),
         ("step ms", milliseconds(speed.step_s) if speed else None),
         ("exposed communication", percent(speed.exposed_comm_share) if speed else None),

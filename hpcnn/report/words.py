@@ -17,7 +17,7 @@ def number(value: float | None) -> str:
     """Return a number without powers of ten, and a dash for None: 16000.4 -> "16000", 0.5 -> "0.5"."""
     if value is None:
         return "–"
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.3g}"
+    return f"{value:.0f}" if 999.5 <= abs(value) < 1e12 else f"{value:.3g}"
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -27,4 +27,4 @@ def milliseconds(seconds: float | None) -> str:
 
 def percent(share: float | None) -> str:
     """Return a part of 1 as per cent."""
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f}%"
