@@ -32,7 +32,8 @@ LONGEST_NAME = 36
 INK = "#010203"
 """Stands for the colour of text and axes: on the page it becomes that of the page, in files black."""
 _STYLE: Any = {
-    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.4,
+    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "legend.frameon": False, "legend.handlelength": 1.4,
+    "legend.columnspacing": 1.2, "lines.linewidth": 1.4,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.alpha": 0.25, "grid.color": INK,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
