@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.forecast import forecast, model_of, read_plan
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import PlanError

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.comm import World, start
 from hpcnn.comm.library import load, node_share
 from hpcnn.errors import CheckpointError, ConfigError, NumericsError, PlanError
