@@ -143,6 +143,14 @@ class ExchangeConfig:
     """layer: each layer waits for its parameters when the next forward comes to it. step: all at the step's end."""
     wire: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of gradients in messages; sums are made in fp32, and parameters travel as they are."""
+    lazy_layers: Count = 0
+    """Lazy update: so many of the lowest convolutions, and what lies between them, add their gradients up on each rank
+    and are updated by the sum once in `lazy_steps` steps. A round ends early at the end of an epoch and before a
+    checkpoint. 0: none."""
+    lazy_steps: Positive = 2
+    """Steps of a round."""
+    lazy_adaptive: bool = False
+    """Let rounds grow and shrink: begin with `lazy_steps`, and compare the sum with the round's last gradient."""
     machine: str = ""
     """File that `hpcnn profile` wrote, for what is chosen by time; "": an ordinary cluster is assumed."""
     timeout_seconds: NonNegative = 600.0

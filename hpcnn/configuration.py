@@ -133,6 +133,8 @@ def _refuse_combinations(config: Config) -> None:
             f"config: 'train.compute' (={compute!r}) runs on plain NumPy, 'device' is {device!r}."
             ' Set device = "cpu", or train.compute = "fp32".'
         )
+    if exchange.lazy_layers and exchange.lazy_steps < 2:
+        raise ConfigError("config: 'exchange.lazy_steps' (=1) must be at least 2 with lazy layers.")
     if exchange.algorithm != "nccl":
         return
     for key, value, needed in (

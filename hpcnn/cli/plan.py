@@ -161,7 +161,8 @@ def _describe_exchange(
 ) -> str:
     rows = []
     for bucket in buckets:
-        head = (bucket.label, bucket.kind, quantity(bucket.size * FLOAT_BYTES, "B"))
+        kind = bucket.kind if bucket.every == 1 else f"{bucket.kind} every {bucket.every} steps"
+        head = (bucket.label, kind, quantity(bucket.size * FLOAT_BYTES, "B"))
         if algorithm in ("mpi", "nccl") or plan.ranks == 1:
             rows.append((*head, "-", "-", "-", "-"))
             continue
