@@ -13,7 +13,7 @@ from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.nn.models.builder import GraphBuilder
 from hpcnn.nn.onnx import to_onnx
-from hpcnn.spec import ConvSpec, LayerSpec, ModelSpec, PartialSumSpec
+from hpcnn.spec import BatchNormSpec, ConvSpec, LayerSpec, ModelSpec, PartialSumSpec
 from tests.checks import assert_close
 from tests.serial import context, forward
 
@@ -107,7 +107,7 @@ def test_what_no_model_has_yet_is_right_as_well() -> None:
     graph._pool("max", "pool2", 3, 2, 1)
     graph.shortcut("shortcut", 9, stride=(2, 1))
     graph.linear("fc1", 5)
-    graph.batchnorm("norm", activation="relu")
+    graph._append(BatchNormSpec, "norm", None, epsilon=0.3, activation="relu")
     graph.linear("fc2", 3)
     assert_same(graph.finish(3), count=5)
 
