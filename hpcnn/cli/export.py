@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.train import checkpoint as checkpoints
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.config import Config
 from hpcnn.data import open_data
 from hpcnn.errors import CheckpointError, ConfigError
