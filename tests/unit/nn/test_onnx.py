@@ -67,7 +67,6 @@ def assert_same(spec: ModelSpec, count: int = 3) -> None:
     [
         ("lenet5", (28, 26, 1), {"dropout": 0.5}),
         ("alexnet", (63, 71, 3), {}),
-        ("vgg11", (32, 64, 3), {}),
         ("vgg16-32", (32, 32, 3), {}),
         ("resnet20", (33, 29, 3), {"dropout": 0.2}),
         ("resnet50", (65, 50, 3), {}),
@@ -82,8 +81,8 @@ def test_a_model_gives_the_logits_of_its_layers(name: str, image: tuple[int, ...
 def test_every_model_is_compared() -> None:
     marks = [mark for mark in test_a_model_gives_the_logits_of_its_layers.pytestmark if mark.name == "parametrize"]
     compared = {case[0] for case in marks[0].args[1]}
-    twins = {"vgg16": "vgg11", "vgg11-32": "vgg16-32"}  # the same kinds of layers, in other numbers
-    assert set(models.names()) == compared | set(twins)
+    # The others have the same kinds of layers, in other numbers: VGG's classifier is AlexNet's, and takes seconds.
+    assert set(models.names()) == compared | {"vgg11", "vgg16", "vgg11-32"}
 
 
 def test_what_no_model_has_yet_is_right_as_well() -> None:
