@@ -32,6 +32,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "train": Command("train a network (start it with mpirun or srun)", lambda args: True),
     "evaluate": Command("measure a trained network on the test images", lambda args: True),
+    "export": Command("write a trained network as an ONNX file", lambda args: False),
     "plan": Command("print each layer's layout and costs for a number of ranks", lambda args: False),
     "data": Command("import, inspect or fetch data sets", lambda args: args.action == "import"),
     "profile": Command("measure this machine's messages and arithmetic (with mpirun)", lambda args: True),

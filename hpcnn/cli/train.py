@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.errors import ConfigError
 from hpcnn.train.atomic import replacing
 from hpcnn.train.setup import Parts, assemble, device_errors

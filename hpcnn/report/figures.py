@@ -241,9 +241,9 @@ def scaling(table: ScaleTable, number: int) -> list[Drawing]:
     every = sorted({point.ranks for one in curves for point in one.points})
     drawings = []
     for field, label, caption in (
-        ("speedup", "speed-up", "Images per second over those on the fewest ranks; dotted: in proportion to the ranks"),
-        ("efficiency", "efficiency", "Speed-up over the one in proportion to the ranks"),
-        ("step_s", "seconds a step", "Step time (median of the repeats); thin and dotted: as predicted"),
+        ("speedup", "speed-up", "Speed-up over the fastest on the fewest ranks; dotted: in proportion to the ranks"),
+        ("efficiency", "efficiency", "Speed-up over the number of ranks"),
+        ("step_s", "seconds a step", "Step time (mean of the repeats); thin and dotted: as predicted"),
     ):
         figure = new_figure(4.6, 3.2)
         axes = figure.subplots()
@@ -261,7 +261,7 @@ def scaling(table: ScaleTable, number: int) -> list[Drawing]:
                 if guesses:
                     axes.plot(*zip(*guesses), color=color, linestyle=":", linewidth=1)
         if field == "speedup":
-            axes.plot(every, [count / every[0] for count in every], color=drawing.GREY, linestyle=":", linewidth=1)
+            axes.plot(every, every, color=drawing.GREY, linestyle=":", linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_xticks(every, [str(count) for count in every])
         axes.set(xlabel="ranks", ylabel=label)

@@ -5,41 +5,52 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
-from typing import NamedTuple
+from statistics import fmean
+from typing import NamedTuple, TypeAlias
 
 from hpcnn.errors import DataError
 from hpcnn.report.untrusted import clean, is_number
+
+Row: TypeAlias = dict[str, object]
 
 FILE = "scaling.csv"
 WORDS = ("mode", "model", "plan", "exchange", "algorithm")
 """Columns that tell one curve from another."""
 
 
+MOST_NOTES = 10
+
+
 class Point(NamedTuple):
-    """The repeats of one setting on one number of ranks, as medians; None where nothing was measured."""
+    """The repeats of one setting on one number of ranks, as means; None where nothing is known."""
 
     ranks: int
     global_batch: float | None
     repeats: int
-    step_s: float | None
-    fastest_s: float | None
-    slowest_s: float | None
+    step_s: float
+    fastest_s: float
+    slowest_s: float
     compute_s: float | None
     exposed_comm_s: float | None
     images_per_second: float | None
     memory_bytes: float | None
+    """On the rank with most, in the repeat with most."""
     bytes_sent: float | None
     predicted_step_s: float | None
-    speedup: float | None
-    """Images a second over those on the fewest ranks."""
-    efficiency: float | None
-    """The speed-up over the one that the number of ranks would give."""
+    speedup: float | None = None
+    """Images a second over those of the base, times the base's ranks: the fastest point of the same mode on the fewest
+    ranks, as `hpcnn scale` has it."""
+
+    @property
+    def efficiency(self) -> float | None:
+        """Speed-up over the number of ranks."""
+        return None if self.speedup is None else self.speedup / self.ranks
 
 
 class Curve(NamedTuple):
     """One setting over numbers of ranks."""
 
+    mode: str
     label: str
     points: list[Point]
 
@@ -60,67 +71,75 @@ def read_scale_table(folder: Path) -> ScaleTable:
     DataError
         If its table cannot be read.
     """
-    path, notes = folder / FILE, list[str]()
+    path, notes = folder / FILE, dict[str, None]()
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            rows = [{str(name): value for name, value in row.items()} for row in csv.DictReader(file)]
+            rows: list[Row] = [{str(name): value for name, value in row.items()} for row in csv.DictReader(file)]
     except (OSError, csv.Error) as error:
         raise DataError(f"report: '{path}' cannot be read: {error}.") from None
-    groups: dict[tuple[str, ...], dict[int, list[dict[str, object]]]] = {}
+    groups: dict[tuple[str, ...], dict[int, list[Row]]] = {}
     for row in rows:
         ranks = _number(row.get("ranks"))
         words = tuple(clean(row.get(name) or "") for name in WORDS)
         if ranks is None or not 1 <= ranks <= 1e9:
-            notes.append("A line without a number of ranks is left out.")
-        elif _number(row.get("step_s")) is None:
-            status = clean(row.get("status") or "no step time")
-            notes.append(f"{' '.join(filter(None, words))} on {ranks:.0f} ranks was not measured: {status}.")
+            notes["A line without a number of ranks is left out."] = None
+        elif not _number(row.get("step_s")):
+            why = ": ".join(clean(row[name]) for name in ("status", "reason") if row.get(name)) or "no step time"
+            notes[f"{' '.join(filter(None, words))} on {ranks:.0f} ranks was not measured ({why})."] = None
         else:
-            groups.setdefault(words, {}).setdefault(int(ranks), []).append(dict(row))
+            groups.setdefault(words, {}).setdefault(int(ranks), []).append(row)
+    told = list(notes)[:MOST_NOTES] + ([f"And {len(notes) - MOST_NOTES} more."] if len(notes) > MOST_NOTES else [])
+    return ScaleTable(clean(folder.resolve().name), _curves(groups), told)
+
+
+def _curves(groups: dict[tuple[str, ...], dict[int, list[Row]]]) -> list[Curve]:
     constant = [len({words[i] for words in groups}) == 1 for i in range(len(WORDS))]
     curves = []
     for words, by_ranks in groups.items():
         label = " ".join(word for word, same in zip(words, constant, strict=True) if word and not same)
-        curves.append(Curve(label or " ".join(filter(None, words)), _points(by_ranks)))
-    return ScaleTable(clean(folder.resolve().name), curves, list(dict.fromkeys(notes)))
+        points = [_point(ranks, rows) for ranks, rows in sorted(by_ranks.items())]
+        curves.append(Curve(words[0], label or " ".join(filter(None, words)), points))
+    for mode in {curve.mode for curve in curves}:
+        mine = [curve for curve in curves if curve.mode == mode]
+        timed = [point for curve in mine for point in curve.points if point.images_per_second]
+        if timed:
+            base = min(timed, key=lambda point: (point.ranks, -(point.images_per_second or 0.0)))
+            for curve in mine:
+                curve.points[:] = [point._replace(speedup=_speedup(point, base)) for point in curve.points]
+    return curves
 
 
-def _points(by_ranks: dict[int, list[dict[str, object]]]) -> list[Point]:
-    points: list[Point] = []
-    for ranks, rows in sorted(by_ranks.items()):
-        times = _column(rows, "step_s")
-        speed = _median(rows, "images_per_second")
-        first = points[0] if points else None
-        base = first.images_per_second if first else speed
-        speedup = speed / base if speed and base else None
-        points.append(
-            Point(
-                ranks=ranks,
-                global_batch=_median(rows, "global_batch"),
-                repeats=len(rows),
-                step_s=median(times),
-                fastest_s=min(times),
-                slowest_s=max(times),
-                compute_s=_median(rows, "compute_s"),
-                exposed_comm_s=_median(rows, "exposed_comm_s"),
-                images_per_second=speed,
-                memory_bytes=_median(rows, "memory_bytes"),
-                bytes_sent=_median(rows, "bytes_sent"),
-                predicted_step_s=_median(rows, "predicted_step_s"),
-                speedup=speedup,
-                efficiency=speedup / (ranks / (first.ranks if first else ranks)) if speedup else None,
-            )
-        )
-    return points
+def _speedup(point: Point, base: Point) -> float | None:
+    if not point.images_per_second or not base.images_per_second:
+        return None
+    return base.ranks * point.images_per_second / base.images_per_second
 
 
-def _column(rows: Sequence[dict[str, object]], name: str) -> list[float]:
+def _point(ranks: int, rows: Sequence[Row]) -> Point:
+    times, batch = _column(rows, "step_s"), _mean(rows, "global_batch")
+    return Point(
+        ranks=ranks,
+        global_batch=batch,
+        repeats=len(rows),
+        step_s=fmean(times),
+        fastest_s=min(times),
+        slowest_s=max(times),
+        compute_s=_mean(rows, "compute_s"),
+        exposed_comm_s=_mean(rows, "exposed_comm_s"),
+        images_per_second=batch / fmean(times) if batch else _mean(rows, "images_per_second"),
+        memory_bytes=max(_column(rows, "memory_bytes"), default=None),
+        bytes_sent=_mean(rows, "bytes_sent"),
+        predicted_step_s=_mean(rows, "predicted_step_s"),
+    )
+
+
+def _column(rows: Sequence[Row], name: str) -> list[float]:
     return [number for row in rows if (number := _number(row.get(name))) is not None]
 
 
-def _median(rows: Sequence[dict[str, object]], name: str) -> float | None:
+def _mean(rows: Sequence[Row], name: str) -> float | None:
     numbers = _column(rows, name)
-    return median(numbers) if numbers else None
+    return fmean(numbers) if numbers else None
 
 
 def _number(text: object) -> float | None:

@@ -20,6 +20,7 @@ FLAGS = {
     "hpcnn": "--version",
     "hpcnn train": "config --set --out --resume --init --trace --plan",
     "hpcnn evaluate": "run --set --json",
+    "hpcnn export": "run --onnx --set",
     "hpcnn plan": "config --ranks --set --machine --ranks-per-node --save --plan --json",
     "hpcnn data import": "source --out --size --kind --skip-broken --seed",
     "hpcnn data fetch": "name --out --mirror --from",
