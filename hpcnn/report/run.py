@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.config import Config
 from hpcnn.errors import DataError, HpcnnError
 from hpcnn.plan.machine import DEFAULT, Machine
