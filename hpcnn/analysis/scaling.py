@@ -1,40 +1,27 @@
-"""Scaling studies: training runs over numbers of ranks, plans, exchanges and algorithms, each in a folder of its own.
+"""Scaling studies: which training runs compare ranks, plans, exchanges and algorithms, and what to expect of them.
 
-A study is a folder with `points/NAME/` for each run: `point.json` says what it is, `settings.toml` (and `given.toml`,
-a plan to obey) what `hpcnn train` was given, `job.log` what the job said; beside them lies what a run writes.
-Nothing else is remembered. A point is finished when its `metrics.jsonl` ends with the steps that it was to make; it is
-then not run again, and other settings are refused. Any other point is run from the start.
+A study is a folder with a folder for each run, see `scaling_point.py`. What is finished there is not run again, and
+other settings for it are refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import shutil
-import sys
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
 from hpcnn import config as configuration
-from hpcnn.analysis import jobs
 from hpcnn.analysis.forecast import forecast, model_of, read_plan
+from hpcnn.analysis.scaling_point import PLAN, POINT, POINTS, SETTINGS, Point, plan_file, read_point, status
 from hpcnn.config import Config
-from hpcnn.errors import ConfigError, DataError, PlanError
+from hpcnn.errors import ConfigError, PlanError
 from hpcnn.plan import planner
 from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.site import Site
-from hpcnn.train import metrics
-from hpcnn.train.atomic import replacing
-
-POINTS, POINT, SETTINGS, PLAN, LOG, FAILURE, LOCK = (
-    "points", "point.json", "settings.toml", "given.toml", "job.log", "failure.txt", "lock",
-)  # fmt: skip
-Status = Literal["finished", "failed", "running", "pending"]
 
 # The flags that decide on these keys; --set would be overruled by them.
 DECIDED = {
@@ -44,36 +31,6 @@ DECIDED = {
     "exchange.algorithm": "--algorithms",
     "exchange.machine": "--machine",
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Point:
-    """One run of a study."""
-
-    model: str
-    mode: str
-    """"strong": the same global batch on all numbers of ranks. "weak": so many samples for each rank."""
-    plan: str
-    """A preset, or the file of a saved plan, in whose name {ranks} stands for the number of ranks."""
-    exchange: str
-    algorithm: str
-    ranks: int
-    repeat: int
-    """From 1."""
-    global_batch: int
-    predicted_step_s: float | None = None
-    """None without a machine file."""
-
-    @property
-    def plan_file(self) -> Path | None:
-        """The saved plan to obey; None for a preset."""
-        return _file(self.plan, self.ranks)
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        plan = Path(self.plan.replace("{ranks}", "")).stem.strip("-_.") if self.plan_file else self.plan
-        return f"{self.mode}-{plan}-{self.exchange}-{self.algorithm}-{self.ranks}-{self.repeat}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +99,7 @@ class Study:
         for repeat, ranks, (plan, kind, algorithm) in product(
             range(1, self.repeats + 1), sorted(set(self.ranks)), contenders
         ):
-            file = _file(plan, ranks)
+            file = plan_file(plan, ranks)
             if ranks == 1:
                 plan, kind, algorithm = plan if file and file.exists() else "data", "allreduce", "auto"
             config = self._configure(base, ranks, plan if file is None else "data", kind, algorithm)
@@ -171,10 +128,6 @@ class Study:
         return configuration.from_tree(tree)
 
 
-def _file(plan: str, ranks: int) -> Path | None:
-    return Path(plan.replace("{ranks}", str(ranks))) if plan.endswith(".toml") else None
-
-
 def prepare(study: Study, folder: Path) -> list[Point]:
     """Write the folders of a study's points, predictions included, and return the points.
 
@@ -185,15 +138,17 @@ def prepare(study: Study, folder: Path) -> list[Point]:
     PlanError
         If a file of a plan or machine cannot be read, or describes none.
     """
-    ready = []
+    ready: list[tuple[Point, str, str | None]] = []
+    others = [read_point(file.parent) for file in (folder / POINTS).glob(f"*/{POINT}")]
     predicted: dict[str, tuple[float | None, str | None]] = {}
     for point, config in study.points(study.base()):
+        _check_alike(folder, point, others)
         kind = dataclasses.replace(point, repeat=1).name
         if kind not in predicted:
             predicted[kind] = _predict(study, point, config)
         seconds, plan = predicted[kind]
         settings, home = configuration.to_toml(config), folder / POINTS / point.name
-        if (home / POINT).exists() and status(home)[0] == "finished":
+        if (home / POINT).exists() and status(home)[0] in ("finished", "running"):
             _check_same(home, settings, plan)
         ready.append((dataclasses.replace(point, predicted_step_s=seconds), settings, plan))
     for point, settings, plan in ready:
@@ -229,6 +184,17 @@ def _predict(study: Study, point: Point, config: Config) -> tuple[float | None, 
     return found.prediction.step_s, text
 
 
+def _check_alike(folder: Path, point: Point, others: Sequence[Point]) -> None:
+    """Raise ConfigError if a study has points that `point` cannot stand in one table with."""
+    for other in others:
+        theirs, mine = ((one.global_batch // (one.ranks if one.mode == "weak" else 1)) for one in (other, point))
+        if (other.model, theirs) != (point.model, mine):
+            raise ConfigError(
+                f"scale: '{folder}' is a study of {other.model} with train.global_batch {theirs}, and now it is"
+                f" {point.model} with {mine}; a study has one of each. Choose another --out."
+            )
+
+
 def _check_same(home: Path, settings: str, plan: str | None) -> None:
     """Raise ConfigError if a finished point was given something else."""
     had = _flat(tomllib.loads((home / SETTINGS).read_text()))
@@ -236,13 +202,13 @@ def _check_same(home: Path, settings: str, plan: str | None) -> None:
     for key in sorted(had.keys() | wants.keys()):
         if had.get(key) != wants.get(key):
             raise ConfigError(
-                f"scale: '{home}' is finished with {key} = {had.get(key)!r}, and now it is {wants.get(key)!r}; what is"
-                " finished is not run again. Choose another --out, or remove that folder."
+                f"scale: '{home}' has {key} = {had.get(key)!r}, and now it is {wants.get(key)!r}; what is"
+                " finished or running is left alone. Choose another --out, or remove that folder."
             )
     if plan != ((home / PLAN).read_text() if (home / PLAN).exists() else None):
         raise ConfigError(
-            f"scale: '{home}' is finished with another plan than the one given or found now; what is finished is not"
-            " run again. Choose another --out, or remove that folder."
+            f"scale: '{home}' has another plan than the one given or found now; what is finished or running is left"
+            " alone. Choose another --out, or remove that folder."
         )
 
 
@@ -251,111 +217,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def status(home: Path) -> tuple[Status, str]:
-    """Return how a point stands, and why it failed."""
-    if not (home / FAILURE).exists() and _is_complete(home):
-        return "finished", ""
-    if (home / LOCK).exists():
-        with (home / LOCK).open("r+") as lock:
-            if not _lock(lock):
-                return "running", ""
-    if (home / FAILURE).exists():
-        return "failed", (home / FAILURE).read_text().strip()
-    return "pending", ""
-
-
-def _is_complete(home: Path) -> bool:
-    """Return whether all steps of a point were made, by as many ranks as it is to have."""
-    if not (home / metrics.FILE).exists():
-        return False
-    last = (metrics.read(home / metrics.FILE) or [{}])[-1]
-    if last.get("event") != "end" or last.get("stopped"):
-        return False
-    steps = tomllib.loads((home / SETTINGS).read_text())["train"]["steps"]
-    return bool(last["step"] == steps and _ranks(home) == read_point(home).ranks)
-
-
-def _ranks(home: Path) -> int:
-    """Return by how many ranks the run in a folder was made, 0 if it has not come to begin."""
-    file = home / "plan.toml"
-    return int(tomllib.loads(file.read_text())["ranks"]) if file.exists() else 0
-
-
-def run(home: Path, launcher: jobs.Launcher, limit_s: float) -> tuple[Status, str]:
-    """Run a point unless it is finished or somebody runs it, and return how it then stands.
-
-    Parameters
-    ----------
-    home : Path
-        The point's folder.
-    launcher : Launcher
-        Starts its ranks.
-    limit_s : float
-        Seconds after which the job is ended.
-    """
-    point = read_point(home)
-    with _locked(home) as free:
-        if not free:
-            return "running", ""
-        if status(home)[0] == "finished":
-            return "finished", ""
-        _clear(home)
-        command = [*launcher.command(point.ranks), sys.executable, "-m", "hpcnn", "train", str(home / SETTINGS)]
-        command += ["--out", str(home)] + (["--plan", str(home / PLAN)] if (home / PLAN).exists() else [])
-        reason = jobs.run(command, home / LOG, limit_s)
-        if not reason and not _is_complete(home):
-            reason = f"the job ended before its steps were made: {jobs.last_words(home / LOG)}"
-            if _ranks(home) not in (0, point.ranks):
-                reason = f"a job of {_ranks(home)} rank(s), not {point.ranks}: the launcher is of another MPI library"
-        for name in ("checkpoints", "final.h5"):  # weights of a few steps, as large as the model for each run
-            _remove(home / name)
-        if reason:
-            with replacing(home / FAILURE) as temporary:
-                temporary.write_text(reason + "\n")
-            return "failed", reason
-        return "finished", ""
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[bool]:
-    """Yield whether nobody else runs this point."""
-    with (home / LOCK).open("w") as lock:
-        yield _lock(lock)
-    # Unlocked by closing. The file stays: removing it would let two processes lock two files of this name.
-
-
-def _lock(file: TextIO) -> bool:
-    """Lock a file and return True, or return False where another process has."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
-def _clear(home: Path) -> None:
-    """Remove what an earlier attempt has left."""
-    for entry in home.iterdir():
-        if entry.name not in (POINT, SETTINGS, PLAN, LOCK):
-            _remove(entry)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def read_point(home: Path) -> Point:
-    """Return the point of a folder; raises DataError where it has none."""
-    try:
-        return Point(**json.loads((home / POINT).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"scale: '{home}' is no point of a study ({error}). Run `hpcnn scale CONFIG --out` its study's folder."
-        ) from None

@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcnn.analysis import confidence, scaling
+from hpcnn.analysis import confidence
 from hpcnn.analysis.confidence import Estimate
+from hpcnn.analysis.scaling_point import POINT, POINTS, Point, read_point, status
 from hpcnn.errors import DataError
 from hpcnn.train import metrics
 from hpcnn.train.atomic import replacing
@@ -20,7 +21,7 @@ WARM_UP_STEPS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row(scaling.Point):
+class Row(Point):
     """A run and what it measured; None where it is not finished. Times are medians over its settled steps."""
 
     step_s: float | None = None
@@ -85,20 +86,21 @@ def collect(folder: Path) -> list[Row]:
     DataError
         If the folder holds no study.
     """
-    homes = sorted(path.parent for path in (folder / scaling.POINTS).glob(f"*/{scaling.POINT}"))
+    homes = sorted(path.parent for path in (folder / POINTS).glob(f"*/{POINT}"))
     if not homes:
         raise DataError(
             f"scale: '{folder}' holds no study; `hpcnn scale CONFIG --ranks 1,2,4 --out {folder}` makes one."
         )
-    rows = [_row(home) for home in homes]
+    rows = [read_row(home) for home in homes]
     return sorted(rows, key=lambda row: (row.mode, row.plan, row.exchange, row.algorithm, row.ranks, row.repeat))
 
 
-def _row(home: Path) -> Row:
-    point = dataclasses.asdict(scaling.read_point(home))
-    status, reason = scaling.status(home)
-    if status != "finished":
-        return Row(**point, status=status, reason=reason)
+def read_row(home: Path) -> Row:
+    """Return the row of a point's folder; raises DataError where it is none."""
+    point = dataclasses.asdict(read_point(home))
+    stands, reason = status(home)
+    if stands != "finished":
+        return Row(**point, status=stands, reason=reason)
     *records, end = metrics.read(home / metrics.FILE)
     steps = [record for record in records if record["event"] == "step"][WARM_UP_STEPS:]
     names = ("step_s", "compute_s", "exposed_comm_s", "input_wait_s", "bytes_sent")
@@ -109,7 +111,7 @@ def _row(home: Path) -> Row:
         images_per_second=point["global_batch"] / medians["step_s"],
         memory_bytes=end["peak_memory_bytes"],
         device_memory_bytes=end.get("peak_device_memory_bytes"),
-        status=status,
+        status=stands,
     )
 
 
@@ -125,7 +127,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def summarise(rows: Sequence[Row], mode: str) -> list[Summary]:
-    """Return the points of one mode that have finished repeats, each contender's from few ranks to many.
+    """Return the points of one mode that have finished repeats, the base first, then by contender and ranks.
 
     The base of all speed-ups is the fastest point on the fewest ranks.
     """
@@ -137,7 +139,7 @@ def summarise(rows: Sequence[Row], mode: str) -> list[Summary]:
         return []
     fewest = min(ranks for *_, ranks in groups)
     base = min((some for (*_, ranks), some in groups.items() if ranks == fewest), key=_mean_step_s)
-    return [_summary(some, base) for some in groups.values()]
+    return [_summary(some, base) for some in sorted(groups.values(), key=lambda some: some is not base)]
 
 
 def _mean_step_s(rows: Sequence[Row]) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcnn import config as configuration
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import ConfigError
 
@@ -72,39 +73,42 @@ def run(args: argparse.Namespace) -> int:
             f"scale: --steps (={args.steps}) must be more than the {scaling_table.WARM_UP_STEPS} that are not counted."
         )
     launcher = jobs.Launcher.of(args.launcher, args.launcher_args, args.ranks_per_node)
+    if not args.limit > 0:
+        raise ConfigError(f"scale: --limit (={args.limit:g}) must be more than 0 seconds.")
     if args.sbatch_args and args.launcher != "sbatch":
         raise ConfigError("scale: --sbatch-args are for --launcher sbatch; give that too.")
     # A batch system's end of time is the same to us as Ctrl-C: the job is ended, and the study can be gone on with.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if Path(args.config).is_dir():
+    if not args.ranks and Path(args.config).is_dir():
         return _go_on(args, launcher)
     return _study(args, launcher)
 
 
 def _go_on(args: argparse.Namespace, launcher: Launcher) -> int:
     """Print what a study's folder holds, or run one point of it."""
-    from hpcnn.analysis import scaling
+    from hpcnn.analysis.scaling_point import POINTS
 
     folder = Path(args.config)
-    if args.ranks or args.out:
-        raise ConfigError(
-            f"scale: '{folder}' is a folder, whose points are decided; --ranks and --out go with a configuration."
-            f" To add points, name that with --out {folder}."
-        )
     if args.point is None:
         _show(folder)
         return 0
-    return int(_run_all(folder / scaling.POINTS, [args.point], launcher, args.limit) > 0)
+    return int(_run_all(folder.resolve() / POINTS, [args.point], launcher, args.limit) > 0)
 
 
 def _study(args: argparse.Namespace, launcher: Launcher) -> int:
     """Prepare a study, run or submit its points, and print the table."""
     from hpcnn.analysis import jobs, scaling
+    from hpcnn.analysis.scaling_point import POINTS, status
 
     if not args.ranks or args.point:
         raise ConfigError(
-            "scale: a configuration needs --ranks, such as --ranks 1,2,4, and --point goes with a study's folder."
-            " Name either."
+            f"scale: '{args.config}' must be the folder of a study, which --point goes with, or a configuration, which"
+            " --ranks goes with. Add --ranks 1,2,4 for instance."
+        )
+    if Path(args.config).is_dir() and args.config not in configuration.presets():
+        raise ConfigError(
+            f"scale: '{args.config}' is a folder; --ranks go with a configuration. To add points to a study, name its"
+            f" configuration, and --out {args.config}."
         )
     folder = (args.out or Path("runs") / f"scale-{Path(args.config).stem}").resolve()
     study = scaling.Study(
@@ -113,12 +117,18 @@ def _study(args: argparse.Namespace, launcher: Launcher) -> int:
         ranks_per_node=args.ranks_per_node,
     )  # fmt: skip
     points = scaling.prepare(study, folder)
-    home = folder / scaling.POINTS
+    home = folder / POINTS
     if args.launcher != "sbatch":
-        num_failed = _run_all(home, [point.name for point in points], launcher, args.limit)
+        if args.launcher == "mpirun" and "OMP_NUM_THREADS" not in os.environ:
+            print("hpcnn: note: OMP_NUM_THREADS is not set: one rank of a node has the cores that several share.")
+        try:
+            num_failed = _run_all(home, [point.name for point in points], launcher, args.limit)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; the same command goes on, `hpcnn scale {folder}` shows what is there", flush=True)
+            raise
         _show(folder)
         return int(num_failed > 0)
-    left = [point for point in points if scaling.status(home / point.name)[0] in ("failed", "pending")]
+    left = [point for point in points if status(home / point.name)[0] in ("failed", "pending")]
     if not left:
         _show(folder)
         return 0
@@ -134,15 +144,16 @@ def _study(args: argparse.Namespace, launcher: Launcher) -> int:
 
 def _run_all(home: Path, names: Sequence[str], launcher: Launcher, limit_s: float) -> int:
     """Run points one after the other and return how many are not finished."""
-    from hpcnn.analysis import scaling
+    from hpcnn.analysis import scaling_point, scaling_table
 
     failed = 0
     for number, name in enumerate(names, 1):
-        if scaling.read_point(home / name) and scaling.status(home / name)[0] == "finished":
+        if scaling_table.read_row(home / name).status == "finished":
             continue
         print(f"[{number}/{len(names)}] {name}: ", end="", flush=True)
-        status, reason = scaling.run(home / name, launcher, limit_s)
-        print(status + (f": {reason}" if reason else ""), flush=True)
+        status, reason = scaling_point.run(home / name, launcher, limit_s)
+        step_s = scaling_table.read_row(home / name).step_s
+        print(f"{1e3 * step_s:.4g} ms a step" if step_s else f"{status} {reason}".strip(), flush=True)
         failed += status != "finished"
     return failed
 
@@ -180,7 +191,7 @@ def describe(model: str, mode: str, summaries: Sequence[Summary]) -> str:
     for one in summaries:
         row = [one.plan, one.exchange, one.algorithm, str(one.ranks), str(one.global_batch), str(one.repeats)]
         row += [_interval(one.step_s, 1e3), _interval(one.speedup), f"{one.efficiency.value:.0%}"]
-        row += [f"{1e3 * one.compute_s:.3g}", f"{1e3 * one.exposed_comm_s:.3g}", f"{one.images_per_second:.4g}"]
+        row += [f"{1e3 * one.compute_s:.3g}", f"{1e3 * one.exposed_comm_s:.3g}", quantity(one.images_per_second)]
         row += [quantity(one.memory_bytes, "B"), quantity(one.bytes_sent, "B") if one.bytes_sent else "-"]
         row += [quantity(one.device_memory_bytes, "B") if one.device_memory_bytes else "-"] * on_device
         row += [_prediction(one)] * predicted

@@ -48,8 +48,7 @@ def plot_scaling(summaries: Sequence[Summary], stem: Path, title: str) -> list[P
     Parameters
     ----------
     summaries : sequence of Summary
-        At least one, each contender's from few ranks to many. Lines start at the study's base: what stands alone on one
-        number of ranks, fewer than any other, is the start of every contender's.
+        At least one. A contender alone on the fewest ranks is where the lines of all others start too.
     stem : Path
         The files' path without suffix.
     title : str
@@ -63,8 +62,9 @@ def plot_scaling(summaries: Sequence[Summary], stem: Path, title: str) -> list[P
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 12), layout="constrained")
-    speedup, efficiency, split = figure.subplots(3, 1, height_ratios=(4, 3, 4))
+    bars_height = 1.5 + 0.25 * len(summaries)
+    figure = Figure(figsize=(9, 8 + bars_height), layout="constrained")
+    speedup, efficiency, split = figure.subplots(3, 1, height_ratios=(4.5, 3.5, bars_height))
     ranks = sorted({summary.ranks for summary in summaries})
     speedup.plot(ranks, ranks, color="gray", linewidth=1, label="ideal")
     efficiency.axhline(1.0, color="gray", linewidth=1)
@@ -86,6 +86,9 @@ def plot_scaling(summaries: Sequence[Summary], stem: Path, title: str) -> list[P
         axes.minorticks_off()
         axes.grid(visible=True, alpha=0.3)
     speedup.set_yscale("log", base=2)
+    speedup.yaxis.set_major_formatter("{x:g}")
+    # Intervals of two or three noisy runs reach down to nothing, which a logarithmic axis has no end for.
+    speedup.set_ylim(bottom=0.7 * min(1.0, *(one.speedup.value for one in summaries)))
     _plot_split(split, summaries)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in FORMATS]
     try:
@@ -99,7 +102,7 @@ def plot_scaling(summaries: Sequence[Summary], stem: Path, title: str) -> list[P
 def _lines(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
     """Return the contenders' points; one alone on the fewest ranks is where all of them start."""
     lines: dict[str, list[Summary]] = {}
-    for summary in summaries:
+    for summary in sorted(summaries, key=lambda one: one.ranks):
         lines.setdefault(summary.contender, []).append(summary)
     fewest = min(summary.ranks for summary in summaries)
     first = [summary for summary in summaries if summary.ranks == fewest]
@@ -125,7 +128,7 @@ def _plot_line(axes: Any, line: Sequence[Summary], name: str, color: str, label:
 
 def _plot_split(axes: Any, summaries: Sequence[Summary]) -> None:
     """Draw a bar for every point: computing, waiting for messages, and the rest of the step."""
-    labels = [f"{one.contender}, {one.ranks} ranks" for one in summaries]
+    labels = [f"{one.contender}, {one.ranks} rank{'s' * (one.ranks > 1)}" for one in summaries]
     compute = [1e3 * one.compute_s for one in summaries]
     exposed = [1e3 * one.exposed_comm_s for one in summaries]
     rest = [max(0.0, 1e3 * one.step_s.value - a - b) for one, a, b in zip(summaries, compute, exposed, strict=True)]
@@ -135,4 +138,4 @@ def _plot_split(axes: Any, summaries: Sequence[Summary]) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set(xlabel="milliseconds a step")
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
