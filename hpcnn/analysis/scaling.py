@@ -22,6 +22,7 @@ from hpcnn.errors import ConfigError, PlanError
 from hpcnn.plan import planner
 from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.site import Site
+from hpcnn.train.atomic import replacing
 
 # The flags that decide on these keys; --set would be overruled by them.
 DECIDED = {
@@ -155,12 +156,13 @@ def prepare(study: Study, folder: Path) -> list[Point]:
         home = folder / POINTS / point.name
         try:
             home.mkdir(parents=True, exist_ok=True)
-            given = {POINT: json.dumps(dataclasses.asdict(point), indent=1) + "\n", SETTINGS: settings, PLAN: plan}
-            for name, text in given.items():
-                if text is not None:
-                    (home / name).write_text(text)
-                else:
+            about = json.dumps(dataclasses.asdict(point), indent=1) + "\n"
+            for name, text in ((SETTINGS, settings), (PLAN, plan), (POINT, about)):  # the last makes it a point
+                if text is None:
                     (home / name).unlink(missing_ok=True)
+                    continue
+                with replacing(home / name) as temporary:
+                    temporary.write_text(text)
         except OSError as error:
             raise ConfigError(f"scale: cannot write '{home}': {error.strerror}. Choose another --out.") from None
     return [point for point, _, _ in ready]

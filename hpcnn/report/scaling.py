@@ -88,7 +88,9 @@ def plot_scaling(summaries: Sequence[Summary], stem: Path, title: str) -> list[P
     speedup.set_yscale("log", base=2)
     speedup.yaxis.set_major_formatter("{x:g}")
     # Intervals of two or three noisy runs reach down to nothing, which a logarithmic axis has no end for.
-    speedup.set_ylim(bottom=0.7 * min(1.0, *(one.speedup.value for one in summaries)))
+    speedup.set_ylim(
+        bottom=0.7 * min(1.0, *(min(one.speedup.value, one.predicted_speedup or 1.0) for one in summaries))
+    )
     _plot_split(split, summaries)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in FORMATS]
     try:
