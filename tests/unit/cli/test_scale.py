@@ -36,7 +36,7 @@ def scale(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPr
     """Run `hpcnn scale` in a folder, on one core a rank."""
     return subprocess.run(
         [sys.executable, "-m", "hpcnn", "scale", *words],
-        capture_output=True, text=True, timeout=50, check=False, cwd=folder,
+        capture_output=True, text=True, timeout=100, check=False, cwd=folder,
         env=environment({"OMP_NUM_THREADS": "1", **variables}),
     )  # fmt: skip
 
