@@ -72,6 +72,7 @@ def forecast(config: Config, model: ModelSpec, site: Site, plan_text: str | None
         machine=site.machine,
         nodes=site.nodes,
         plan=plan,
+        wire_bytes=site.wire_bytes,
     )
     return Forecast(plan, buckets, predict(model, plan, buckets, site), search)
 

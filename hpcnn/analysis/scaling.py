@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.forecast import forecast, model_of, read_plan
 from hpcnn.analysis.scaling_point import PLAN, POINT, POINTS, SETTINGS, Point, plan_file, read_point, status
 from hpcnn.config import Config

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.config import Config
 from hpcnn.errors import CheckpointError, ConfigError
 from hpcnn.train import checkpoint as checkpoints

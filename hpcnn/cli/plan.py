@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.forecast import forecast, model_of, read_plan
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import PlanError
@@ -166,7 +166,10 @@ def _describe_exchange(
             rows.append((*head, "-", "-", "-", "-"))
             continue
         everyone = [
-            bucket_loads(bucket, model, algorithm, rank, plan.ranks, plan.global_batch, site.machine, site.nodes)
+            bucket_loads(
+                *(bucket, model, algorithm, rank, plan.ranks, plan.global_batch, site.machine, site.nodes),
+                wire_bytes=site.wire_bytes,
+            )
             for rank in range(min(plan.ranks, MOST_RANKS))
         ]
         for loads in zip(*everyone, strict=True):

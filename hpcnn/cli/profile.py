@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Measure on all ranks; rank 0 writes the file and prints what was found (collective)."""
-    from hpcnn import config as configuration
+    from hpcnn import configuration
     from hpcnn.analysis.profile_layers import profile_layers
     from hpcnn.analysis.profile_machine import profile
     from hpcnn.analysis.stopwatch import Stopwatch

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import ConfigError
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.errors import ConfigError
 from hpcnn.train.setup import assemble, device_errors
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcnn import config as configuration
-from hpcnn import gpu
+from hpcnn import configuration, gpu
 from hpcnn.arrays import bfloat16
 from hpcnn.comm.world import World
 from hpcnn.config import Config
@@ -97,6 +96,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         nodes=world.engine.nodes,
         plan=plan,
         rank=world.rank,
+        wire_bytes=Site.of(config, machine, world.engine.nodes).wire_bytes,
     )
     _check_agreement(world, config, spec, plan, buckets)
     per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)

@@ -15,8 +15,7 @@ from typing import TextIO
 
 import numpy as np
 
-from hpcnn import config as configuration
-from hpcnn import gpu
+from hpcnn import configuration, gpu
 from hpcnn.arrays import Array
 from hpcnn.comm.engine import URGENT
 from hpcnn.comm.persistent import prepare_allreduce

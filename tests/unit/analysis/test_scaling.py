@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcnn import config
+from hpcnn import configuration
 from hpcnn.analysis import scaling_point
 from hpcnn.analysis.forecast import forecast, model_of
 from hpcnn.analysis.jobs import Launcher
@@ -65,7 +65,9 @@ def test_runs_make_their_steps_without_saving_or_evaluating_meanwhile(tmp_path: 
     assert (0, 0, 0) == (
         tree["checkpoint"]["every_epochs"], tree["checkpoint"]["every_steps"], tree["log"]["evaluate_every_epochs"],
     )  # fmt: skip
-    assert config.from_toml((tmp_path / "s" / POINTS / "strong-data-allreduce-ring-2-1" / SETTINGS).read_text(), "x")
+    assert configuration.from_toml(
+        (tmp_path / "s" / POINTS / "strong-data-allreduce-ring-2-1" / SETTINGS).read_text(), "x"
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_a_missing_file_of_a_plan_or_machine_is_named(tmp_path: Path) -> None:
 
 
 def test_saved_plans_of_each_number_of_ranks_are_one_contender(tmp_path: Path) -> None:
-    base = config.load("lenet5")
+    base = configuration.load("lenet5")
     model = model_of(base)
     for ranks in (2, 4):
         text = planner.to_toml(planner.make_plan(model, "hybrid", ranks, base.train.global_batch))
@@ -126,7 +128,7 @@ def test_predictions_are_those_of_the_plan_command_for_the_machine_of_each_numbe
     for point in points:
         tree = settings(tmp_path / "s", point.name)
         assert str(tmp_path / f"m-{point.ranks}.toml") == tree["exchange"]["machine"]
-        settled = config.from_tree(tree)
+        settled = configuration.from_tree(tree)
         site = Site.of(settled, machine.load(tree["exchange"]["machine"]), tuple(range(point.ranks)))
         assert forecast(settled, model_of(settled), site).prediction.step_s == point.predicted_step_s
         found = tmp_path / "s" / POINTS / point.name / scaling_point.PLAN
