@@ -178,10 +178,13 @@ def _sums_are_right(world: Any, algorithm: str) -> bool:
 def crowded(ranks: list[Facts]) -> list[Problem]:
     """Return a problem for every host whose ranks want more threads than they have cores."""
     found = []
-    for host, num_ranks, threads, cores in (each.values() for each in environment.by_host(ranks)):
+    for host in dict.fromkeys(rank["host"] for rank in ranks):
+        here = [rank for rank in ranks if rank["host"] == host]
+        threads = sum(rank["threads"] for rank in here)
+        cores = len(set().union(*(environment.numbers(rank["cores"]) for rank in here)))
         if threads > cores:
-            what = f"{host}: {num_ranks} ranks with {threads} threads together on {cores} cores"
-            most = cores // num_ranks
+            what = f"{host}: {len(here)} ranks with {threads} threads together on {cores} cores"
+            most = cores // len(here)
             fix = f"Set OMP_NUM_THREADS={most}." if most else f"Start at most {cores} ranks there."
             found.append(Problem(what, fix, essential=False))
     return found

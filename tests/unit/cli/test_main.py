@@ -32,6 +32,10 @@ FLAGS = {
     ),
     "hpcnn bench ops": "--models --batch --no-peer --repeats --json",
     "hpcnn bench step": "--models --batch --no-peer --repeats --json",
+    "hpcnn scale": (
+        "config --ranks --plans --exchanges --algorithms --mode --repeats --steps --set --machine --ranks-per-node"
+        " --launcher --launcher-args --sbatch-args --limit --point --out"
+    ),
     "hpcnn report": "runs --out --figures",
     "hpcnn doctor": "--json --mpi --compile --arch",
 }
