@@ -104,7 +104,7 @@ def _write_environment(world: World, parts: Parts, path: Path) -> None:
 
 
 def _environment(world: World, parts: Parts, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    from hpcnn.cli import environment
+    from hpcnn.cli import environment, gpus
     from hpcnn.comm.library import load
 
     vendor, version = load().get_vendor()
@@ -117,6 +117,7 @@ def _environment(world: World, parts: Parts, ranks: list[dict[str, Any]]) -> dic
         "nodes": list(world.engine.nodes),
         "mpi": f"{vendor} {'.'.join(map(str, version))}",
         "processor": environment.processor(),
+        "gpus": gpus.devices() if parts.config.device == "cuda" else [],
         "operators": environment.operators(),
         "packages": {name: installed for name, installed in environment.packages().items() if installed},
         "variables": environment.blas()["variables"],

@@ -235,6 +235,7 @@ def _environment(run: Run) -> list[tuple[str, str]]:
         ("MPI library", run.fact("mpi")),
         ("processor", run.fact("processor", "model")),
         ("vector units", _joined(run.fact("processor", "vector_units"))),
+        ("GPUs of rank 0's host", _joined(run.fact("gpus"))),
         ("layers computed by", run.fact("operators", "implementation")),
         ("packages", _joined(run.fact("packages"))),
         ("variables", _joined(run.fact("variables"))),

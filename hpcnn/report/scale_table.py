@@ -99,14 +99,24 @@ def _curves(groups: dict[tuple[str, ...], dict[int, list[Row]]]) -> list[Curve]:
         label = " ".join(word for word, same in zip(words, constant, strict=True) if word and not same)
         points = [_point(ranks, rows) for ranks, rows in sorted(by_ranks.items())]
         curves.append(Curve(words[0], label or " ".join(filter(None, words)), points))
-    for mode in {curve.mode for curve in curves}:
-        mine = [curve for curve in curves if curve.mode == mode]
-        timed = [point for curve in mine for point in curve.points if point.images_per_second]
-        if timed:
-            base = min(timed, key=lambda point: (point.ranks, -(point.images_per_second or 0.0)))
-            for curve in mine:
-                curve.points[:] = [point._replace(speedup=_speedup(point, base)) for point in curve.points]
-    return curves
+    return [curve for mode in dict.fromkeys(words[0] for words in groups) for curve in _based(mode, curves)]
+
+
+def _based(mode: str, curves: Sequence[Curve]) -> list[Curve]:
+    """Return the curves of a mode with their speed-ups; a lone point on the fewest ranks is where all others begin."""
+    mine = [curve for curve in curves if curve.mode == mode]
+    base = min(
+        (point for curve in mine for point in curve.points),
+        key=lambda point: (point.ranks, -(point.images_per_second or 0.0)),
+    )
+    if len(mine) > 1 and sum(curve.points[0].ranks == base.ranks for curve in mine) == 1:
+        own = next(curve for curve in mine if curve.points[0] is base)
+        others = [Curve(mode, curve.label, [base, *curve.points]) for curve in mine if curve is not own]
+        mine = others if own.points == [base] else [own, *others]
+    return [
+        Curve(mode, label, [point._replace(speedup=_speedup(point, base)) for point in points])
+        for _, label, points in mine
+    ]
 
 
 def _speedup(point: Point, base: Point) -> float | None:

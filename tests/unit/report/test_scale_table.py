@@ -34,9 +34,25 @@ def test_means_speedup_and_efficiency(tmp_path):
     assert eight.step_s == pytest.approx(0.17)
     assert eight.speedup == pytest.approx(2 * 0.2 / 0.17)
     assert eight.efficiency == pytest.approx(2 * 0.2 / 0.17 / 8)
-    assert hybrid.points[0].speedup == pytest.approx(8.0)
+    # whatever else was measured starts at the one point on the fewest ranks
+    assert [point.ranks for point in hybrid.points] == [2, 8]
+    assert [point.speedup for point in hybrid.points] == pytest.approx([2.0, 8.0])
     assert weak.points[1].speedup == pytest.approx(512 / 160)
     assert found.notes == []
+
+
+def test_a_lone_first_point_is_a_part_of_all_curves_and_none_itself(tmp_path):
+    found = table(
+        tmp_path,
+        "vgg16,strong,data,allreduce,auto,1,1,64,0.4,160,,finished",
+        "vgg16,strong,data,allreduce,ring,2,1,64,0.25,256,,finished",
+        "vgg16,strong,hybrid,allreduce,ring,2,1,64,0.2,320,,finished",
+    )
+    assert [(curve.label, [point.ranks for point in curve.points]) for curve in found.curves] == [
+        ("data ring", [1, 2]),
+        ("hybrid ring", [1, 2]),
+    ]
+    assert [curve.points[1].speedup for curve in found.curves] == pytest.approx([1.6, 2.0])
 
 
 def test_what_was_not_measured_is_named_with_its_reason(tmp_path):
