@@ -1,0 +1,83 @@
+"""The text that turns a parser's help into a manual page: one declaration a command, for `--help`, `hpcnn help`, man.
+
+A command's module calls `describe(parser, MANUAL)`; options and their groups stay where argparse has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+EXIT_CODES = ((0, "done"), (1, "failed"), (2, "wrong usage or configuration"))
+
+
+class Manual(NamedTuple):
+    """What there is to say of a command besides its options.
+
+    Attributes
+    ----------
+    description : str
+        One paragraph; line breaks do not matter.
+    examples : sequence of (str, str)
+        Command lines that work, and what for.
+    files : sequence of (str, str)
+        What is written, and what is in it.
+    exit_codes : sequence of (int, str)
+    see_also : sequence of str
+        Commands, or documents.
+    """
+
+    description: str
+    examples: Sequence[tuple[str, str]]
+    files: Sequence[tuple[str, str]] = ()
+    exit_codes: Sequence[tuple[int, str]] = EXIT_CODES
+    see_also: Sequence[str] = ()
+
+    def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Return the sections behind the options, each of terms and what they mean; empty ones are left out."""
+        found = [
+            ("examples", list(self.examples)),
+            ("files written", list(self.files)),
+            ("exit codes", [(str(code), meaning) for code, meaning in self.exit_codes]),
+            ("see also", [(", ".join(self.see_also), "")] if self.see_also else []),
+        ]
+        return [(title, entries) for title, entries in found if entries]
+
+
+MANUALS: dict[str, Manual] = {}
+"""By command ("hpcnn data import"), those of the parsers that were made."""
+
+
+def describe(parser: argparse.ArgumentParser, manual: Manual) -> None:
+    """Give a parser the description, and the sections behind its options."""
+    MANUALS[parser.prog] = manual
+    parser.description = " ".join(manual.description.split())
+    parser.epilog = "\n\n".join(f"{title}:\n{_entries(entries)}" for title, entries in manual.sections())
+    parser.formatter_class = Formatter
+
+
+def _entries(entries: Sequence[tuple[str, str]]) -> str:
+    """Return terms with their meanings beside them, or below where terms are long."""
+    width = max(len(term) for term, _ in entries)
+    if width > 22:
+        return "\n".join(f"  {term}\n      {meaning}" if meaning else f"  {term}" for term, meaning in entries)
+    return "\n".join(f"  {term.ljust(width)}  {meaning}".rstrip() for term, meaning in entries)
+
+
+class Formatter(argparse.HelpFormatter):
+    """Fills paragraphs, and leaves indented lines where they are."""
+
+    def __init__(self, prog: str, **kwargs: object) -> None:
+        super().__init__(prog, max_help_position=30, **kwargs)  # type: ignore[arg-type]
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(self._fill_line(line, width, indent) for line in text.splitlines())
+
+    def _fill_line(self, line: str, width: int, indent: str) -> str:
+        start = len(line) - len(line.lstrip())
+        if start == 0:
+            return textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent)
+        hang = " " * (start + 4)
+        return textwrap.fill(line.strip(), width, initial_indent=" " * start, subsequent_indent=hang) if line else ""
