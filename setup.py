@@ -52,6 +52,7 @@ setup(
         "plots": ["matplotlib>=3.8"],
         "images": ["pillow>=10.3"],
         "tensorboard": ["tensorboardx>=2.6"],
+        "man": ["argparse-manpage>=4.6"],
         "onnx": ["onnx>=1.16"],
         # One of the two for GPUs: drivers from 525 on run CUDA 12, from 580 on CUDA 13. CuPy's extra `ctk` brings the
         # compiler library and headers that kernels are compiled with; CuPy holds bfloat16 since 14.

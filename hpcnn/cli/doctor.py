@@ -21,7 +21,7 @@ from hpcnn.cli.checks import installation, launch, limits, links, ranks, storage
 from hpcnn.cli.checks.problem import Problem
 from hpcnn.cli.environment import Facts
 from hpcnn.cli.main import launched, launched_rank
-from hpcnn.cli.manual import Manual, describe
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import ConfigError, HpcnnError
 
@@ -53,7 +53,7 @@ MANUAL = Manual(
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("doctor", help="check this installation and say how to mend it")
-    describe(parser, MANUAL)
+    explain(parser, MANUAL)
     report = parser.add_argument_group("report")
     report.add_argument(
         "--json",
@@ -193,12 +193,14 @@ def _of_start(error: HpcnnError) -> Problem:
     """Return why MPI did not start, naming the launcher and the library where they do not belong together."""
     problem = Problem.of(error)
     starter = launch.starter(os.environ)
-    if "connects only 1" not in problem.what or starter in (None, "srun"):
+    if "connects only 1" not in problem.what:
         return problem
     from hpcnn.comm.library import load
 
-    library = load().get_vendor()[0]
-    return problem if launch.fits(starter or "", library) else launch.strangers(starter or "", library)
+    library = " ".join(map(str, load().get_vendor()))
+    if starter in (None, "srun"):
+        return problem._replace(fix=launch.srun_fix(library))
+    return launch.strangers(starter or "", library)
 
 
 def ranks_by_trial(problems: list[Problem], machine_file: Path | None = None) -> Facts:

@@ -1,6 +1,6 @@
 """The text that turns a parser's help into a manual page: one declaration a command, for `--help`, `hpcnn help`, man.
 
-A command's module calls `describe(parser, MANUAL)`; options and their groups stay where argparse has them.
+A command's module calls `explain(parser, MANUAL)`; options and their groups stay where argparse has them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MANUALS: dict[str, Manual] = {}
 """By command ("hpcnn data import"), those of the parsers that were made."""
 
 
-def describe(parser: argparse.ArgumentParser, manual: Manual) -> None:
+def explain(parser: argparse.ArgumentParser, manual: Manual) -> None:
     """Give a parser the description, and the sections behind its options."""
     MANUALS[parser.prog] = manual
     parser.description = " ".join(manual.description.split())

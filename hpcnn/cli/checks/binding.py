@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpcnn.cli.checks.problem import Problem, advice
 from hpcnn.cli.environment import Facts, numbers, ranges
@@ -29,6 +29,17 @@ def judge(ranks: Sequence[Facts]) -> list[Problem]:
         idle = None if crowd else _idle(host, here)
         found += [idle] if idle else []
     return found
+
+
+def judge_slurm(ranks: Sequence[Facts], environment: Mapping[str, str]) -> list[Problem]:
+    """Return whether ranks have fewer cores than Slurm was asked for: not every srun inherits that number."""
+    asked = environment.get("SLURM_CPUS_PER_TASK", "")
+    fewest = min(ranks, key=lambda rank: len(numbers(rank["cores"])))
+    cores = len(numbers(fewest["cores"]))
+    if "SLURM_STEP_ID" not in environment or not asked.isdecimal() or cores >= int(asked):
+        return []
+    what = f"rank {fewest['rank']} on {fewest['host']} has {cores} cores, --cpus-per-task asks for {asked}"
+    return [advice(what, 'Say it to srun, too: `srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --cpu-bind=cores`.')]
 
 
 def _crowd(host: str, here: Sequence[Facts]) -> Problem | None:

@@ -22,7 +22,15 @@ FAMILIES = {
 HYDRA = {"MPICH", "MVAPICH", "Intel MPI", "Cray MPICH"}
 """Those that start each other's ranks: all speak PMI-1 and share an ABI."""
 
-LEAST_LIBRARY = "multiple"
+SRUN = {
+    "Open MPI": "Open MPI speaks PMIx: `srun --mpi=pmix`",
+    "Intel MPI": "Intel MPI speaks PMI-2: `srun --mpi=pmi2` with I_MPI_PMI_LIBRARY=/path/to/libpmi2.so",
+    "MPICH": "MPICH speaks PMI-2: `srun --mpi=pmi2`",
+    "Cray MPICH": "Cray MPICH has a plugin of its own: `srun --mpi=cray_shasta`",
+}
+"""What starts ranks under Slurm."""
+
+NEEDED_LEVEL = "multiple"
 
 
 def family(text: str) -> str | None:
@@ -54,6 +62,12 @@ def strangers(launcher: str, library: str) -> Problem:
     )
 
 
+def srun_fix(library: str) -> str:
+    """Return how ranks of a library, named by its version text, are started under Slurm."""
+    how = SRUN.get(family(library) or "", "`srun --mpi=pmix` or `--mpi=pmi2`, whichever the library was built for")
+    return f"{how} (`srun --mpi=list` shows what there is)."
+
+
 def fits(launcher: str, library: str) -> bool:
     """Return whether ranks of a library are known to find each other under a launcher, both named by family."""
     return launcher == library or {launcher, library} <= HYDRA
@@ -62,14 +76,15 @@ def fits(launcher: str, library: str) -> bool:
 def judge(library: Facts, num_ranks: int, environment: Mapping[str, str]) -> list[Problem]:
     """Return what the library that was started lacks, and where Slurm's numbers contradict the world's."""
     found = []
-    level = library.get("thread_level", LEAST_LIBRARY)
-    if level != LEAST_LIBRARY:
+    level = library.get("thread_level", NEEDED_LEVEL)
+    if level != NEEDED_LEVEL:
         fix = "Load an MPI built with threads; Cray: `export MPICH_MAX_THREAD_SAFETY=multiple`."
         found.append(Problem(f"MPI gives threads the level '{level}'; messages in the background need multiple", fix))
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
     if starter(environment) == "srun" and tasks.isdecimal() and int(tasks) != num_ranks:
-        fix = "Use `srun --mpi=pmix` or `--mpi=pmi2`, whichever this library was built for (`srun --mpi=list`)."
-        found.append(Problem(f"srun started {tasks} tasks and MPI connects {num_ranks}", fix))
+        found.append(
+            Problem(f"srun started {tasks} tasks and MPI connects {num_ranks}", srun_fix(library.get("vendor", "")))
+        )
     asked = environment.get("SLURM_NTASKS", "")
     if starter(environment) not in ("srun", None) and asked.isdecimal() and int(asked) != num_ranks:
         what = f"{num_ranks} ranks in an allocation of {asked} tasks (SLURM_NTASKS)"

@@ -150,7 +150,7 @@ def judge(report: Facts, variables: Mapping[str, str], *, trial: bool) -> list[P
     ranks = report["ranks"]
     hosts = [rank["host"] for rank in ranks]
     found = launch.judge(report["mpi"], len(ranks), {} if trial else variables)
-    found += [] if trial else binding.judge(ranks)
+    found += [] if trial else binding.judge(ranks) + binding.judge_slurm(ranks, variables)
     nodes = {rank["host"]: rank["node"] for rank in ranks if "node" in rank}
     for host, node in nodes.items():
         found += limits.judge(host, node["limits"], local_size=node["local_size"], num_ranks=len(ranks))

@@ -31,7 +31,8 @@ FLAGS = {
     ),
     "hpcnn bench ops": "--models --batch --no-peer --repeats --json",
     "hpcnn bench step": "--models --batch --no-peer --repeats --json",
-    "hpcnn doctor": "--json --mpi --compile --arch",
+    "hpcnn doctor": "--json --strict --mpi --out --machine --compile --arch",
+    "hpcnn help": "words --man",
 }
 
 
