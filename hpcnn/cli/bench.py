@@ -81,36 +81,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain(parser, MANUAL)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="allreduce|ops|step|overlap")
 
-    allreduce = kinds.add_parser(
-        "allreduce", help="all-reduce algorithms by message size, beside the MPI library's own"
-    )
-    explain(allreduce, ALLREDUCE)
-    allreduce.add_argument("--sizes", nargs="+", type=_positive, metavar="BYTES", help="default: 4 bytes to 256 MiB")
-    allreduce.add_argument(
-        "--min-bytes", type=_positive, default=4, metavar="BYTES", help="leave out shorter ones (default: 4)"
-    )
-    allreduce.add_argument(
-        "--max-bytes",
-        type=_positive,
-        default=256 << 20,
-        metavar="BYTES",
-        help="leave out longer ones (default: 256 MiB)",
-    )
-    allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all of ours, mpi and auto")
-    allreduce.add_argument(
-        "--seconds", type=float, default=2.0, metavar="S", help="about how long a size may take (default: 2)"
-    )
-    allreduce.add_argument(
-        "--machine",
-        type=Path,
-        metavar="FILE",
-        help="what auto and predictions go by, of `hpcnn profile` (default: built-in)",
-    )
-    allreduce.add_argument(
-        "--plot", type=Path, metavar="FILE", help="also draw the times; needs hpcnn[plots] (default: no)"
-    )
-    allreduce.set_defaults(run=_allreduce)
-
+    allreduce = _add_allreduce(kinds)
     ops = kinds.add_parser("ops", help="operators on the layers of known models, beside PyTorch where it is installed")
     explain(ops, OPS)
     ops.add_argument("--models", nargs="+", metavar="NAME", help="default: vgg16 resnet50 alexnet")
@@ -143,6 +114,39 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "--repeats", type=_positive, default=repeats, metavar="N", help=f"timed rounds (default: {default})"
         )
         kind.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file (default: no)")
+
+
+def _add_allreduce(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    allreduce = kinds.add_parser(
+        "allreduce", help="all-reduce algorithms by message size, beside the MPI library's own"
+    )
+    explain(allreduce, ALLREDUCE)
+    allreduce.add_argument("--sizes", nargs="+", type=_positive, metavar="BYTES", help="default: 4 bytes to 256 MiB")
+    allreduce.add_argument(
+        "--min-bytes", type=_positive, default=4, metavar="BYTES", help="leave out shorter ones (default: 4)"
+    )
+    allreduce.add_argument(
+        "--max-bytes",
+        type=_positive,
+        default=256 << 20,
+        metavar="BYTES",
+        help="leave out longer ones (default: 256 MiB)",
+    )
+    allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all of ours, mpi and auto")
+    allreduce.add_argument(
+        "--seconds", type=float, default=2.0, metavar="S", help="about how long a size may take (default: 2)"
+    )
+    allreduce.add_argument(
+        "--machine",
+        type=Path,
+        metavar="FILE",
+        help="what auto and predictions go by, of `hpcnn profile` (default: built-in)",
+    )
+    allreduce.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw the times; needs hpcnn[plots] (default: no)"
+    )
+    allreduce.set_defaults(run=_allreduce)
+    return allreduce
 
 
 def run(args: argparse.Namespace) -> int:

@@ -220,12 +220,17 @@ def ranks_by_trial(problems: list[Problem], machine_file: Path | None = None) ->
         elif failure:  # several reports, each of a single rank
             version = environment.launcher().get("mpiexec") or ""
             problems.append(launch.strangers(version, found["mpi"].get("vendor", "")))
+            return _started(label, found)
         elif len(found["ranks"]) == size:
             problems += ranks.judge(found, os.environ, trial=True)
-            return {"trial": {"started": label}} | {name: found[name] for name in ("mpi", "ranks", "messages")}
+            return _started(label, found)
         else:
             problems += [Problem(**entry) for entry in found["problems"]]
     return {"mpi": {}, "ranks": [], "messages": {}}
+
+
+def _started(label: str, found: Facts) -> Facts:
+    return {"trial": {"started": label}} | {name: found[name] for name in ("mpi", "ranks", "messages")}
 
 
 def render(report: Facts) -> str:

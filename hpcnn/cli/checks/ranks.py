@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,15 +75,17 @@ def collect(machine_file: Path | None, rank: int) -> Facts:
     from hpcnn.comm.library import load
     from hpcnn.plan.machine import from_toml
 
+    warnings.filterwarnings("ignore", message="suspicious MPI")  # mpi4py's word for what is reported here
     with starting_within(START_S, rank):
         world = start()
     world.watchdog.timeout_s, world.watchdog.doing = WATCH_S, "the doctor's self-test"
+    world.barrier()
+    world.engine.watch(world.watchdog)
     text = ""
     with world.agreeing():
         if world.rank == 0 and machine_file is not None:
             text = _machine_text(machine_file)
     text = world.broadcast_obj(text)
-    world.barrier()
     everyone = world.gather_obj(_mine(world))
     outcome = self_test(world, seconds=TEST_S, machine=from_toml(text) if text else None)
     mpi = load()
