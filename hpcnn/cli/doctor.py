@@ -174,6 +174,11 @@ def judge(report: Facts, *, chosen: bool = False) -> list[Problem]:
 def ranks_here(problems: list[Problem], machine_file: Path | None = None) -> Facts:
     """Start MPI in this process and return the library, all ranks and how their messages fared (collective)."""
     nothing: Facts = {"mpi": {}, "ranks": [], "messages": {}}
+    starter = launch.starter(os.environ)
+    clash = launch.clash(starter, environment.mpi_library()) if starter and starter != "srun" else None
+    if clash:  # starting MPI could end this process
+        problems.append(clash)
+        return nothing
     try:
         found = ranks.collect(machine_file, launched_rank())
     except ConfigError:
@@ -190,35 +195,32 @@ def ranks_here(problems: list[Problem], machine_file: Path | None = None) -> Fac
 
 
 def _of_start(error: HpcnnError) -> Problem:
-    """Return why MPI did not start, naming the launcher and the library where they do not belong together."""
+    """Return why MPI did not start; where it connects nobody, what starts the ranks of this library."""
     problem = Problem.of(error)
-    starter = launch.starter(os.environ)
     if "connects only 1" not in problem.what:
         return problem
-    from hpcnn.comm.library import load
-
-    library = " ".join(map(str, load().get_vendor()))
+    starter, library = launch.starter(os.environ), environment.mpi_library()
     if starter in (None, "srun"):
         return problem._replace(fix=launch.srun_fix(library))
-    return launch.strangers(starter or "", library)
+    return launch.strangers(starter or "", library.splitlines()[0])
 
 
 def ranks_by_trial(problems: list[Problem], machine_file: Path | None = None) -> Facts:
     """Start two ranks with the launcher on PATH, or one without it, and return what they report."""
     mpiexec = shutil.which("mpiexec") or shutil.which("mpirun")
+    version = (environment.launcher().get("mpiexec") or "") if mpiexec else ""
+    clash = launch.clash(version, environment.mpi_library())
     trials = [(2, [mpiexec, "-n", "2"])] if mpiexec else []
     options = ["--machine", str(machine_file)] if machine_file else []
     for size, command in [*trials, (1, [])]:
         label = " ".join(command) or "a single rank"
         found, failure = environment.trial_launch(command, options)
-        if found is None:
-            problems.append(
-                Problem(
-                    f"{label}: {failure}", f"Use the launcher that belongs to the MPI library. {installation.NO_MPI}"
-                )
-            )
+        if found is None and command and clash:
+            problems.append(clash)
+        elif found is None:
+            fix = f"Use the launcher that belongs to the MPI library. {installation.NO_MPI}"
+            problems.append(Problem(f"{label}: {failure}", fix))
         elif failure:  # several reports, each of a single rank
-            version = environment.launcher().get("mpiexec") or ""
             problems.append(launch.strangers(version, found["mpi"].get("vendor", "")))
             return _started(label, found)
         elif len(found["ranks"]) == size:

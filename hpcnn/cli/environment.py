@@ -162,6 +162,11 @@ def node_cores() -> int:
     return min([*found, int(of_slurm)] if of_slurm.isdecimal() else found)
 
 
+def mpi_library() -> str:
+    """Return what the MPI library that mpi4py finds says of itself, without starting it; "" without one."""
+    return output([sys.executable, "-m", "mpi4py", "--mpi-lib-version"], with_errors=False).strip("\n\0 ")
+
+
 def cuda_aware(libraries: Sequence[str]) -> str:
     """Return whether the MPI library that is mapped takes arrays of GPUs, as it says itself."""
     import ctypes
@@ -211,10 +216,10 @@ def _tells(name: str) -> bool:
     return any(word in name for word in SLURM_WORDS)
 
 
-def output(command: Sequence[str]) -> str:
+def output(command: Sequence[str], *, with_errors: bool = True) -> str:
     """Return what a command prints, or the empty text where it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout or done.stderr
+    return done.stdout or (done.stderr if with_errors else "")

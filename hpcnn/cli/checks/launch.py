@@ -34,8 +34,12 @@ NEEDED_LEVEL = "multiple"
 
 
 def family(text: str) -> str | None:
-    """Return which implementation a version text is of, None if it is not known."""
-    lower = text.lower()
+    """Return which implementation a version text is of, None if it is not known.
+
+    Only its first line counts, and of "/path/of/mpiexec (version)" the version: paths and options name others, too.
+    """
+    first, _, version = text.partition("\n")[0].lower().partition(" (")
+    lower = version if first.startswith("/") and version else f"{first} {version}"
     return next((name for name, words in FAMILIES.items() if any(word in lower for word in words)), None)
 
 
@@ -60,6 +64,19 @@ def strangers(launcher: str, library: str) -> Problem:
         f"each rank took itself for the only one (launcher {launcher or 'unknown'}, library {library or 'unknown'})",
         "Use the launcher that belongs to the MPI library; under Slurm `srun --mpi=pmix` or `--mpi=pmi2`.",
     )
+
+
+def clash(launcher: str, library: str) -> Problem | None:
+    """Return the problem of a launcher and a library that are known not to understand each other.
+
+    Such ranks are as many worlds of one, or die while MPI starts. Both arguments are version texts, or a family's name.
+    """
+    theirs, ours = family(launcher), family(library)
+    if theirs is None or ours is None or fits(theirs, ours):
+        return None
+    if theirs == "Open MPI" and "pmix" in library.lower():
+        return None  # an MPICH that was built to speak Open MPI's protocol says so among its configure options
+    return strangers(theirs, ours)
 
 
 def srun_fix(library: str) -> str:

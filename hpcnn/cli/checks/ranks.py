@@ -29,6 +29,9 @@ WATCH_S = 15.0
 """How long a rank may keep the others waiting in the self-test before it is named and the job ended."""
 
 TEST_S = 2.0
+BUSY = 1.5
+"""Processes that want to run, on each core, before the ranks have done anything."""
+
 SHOWN = ("rank", "host", "local_rank", "cores", "threads", "gpus")
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -130,9 +133,11 @@ def _mine(world: World) -> Facts:
         folders = {"shared memory": SHARED_MEMORY} if SHARED_MEMORY.exists() else {}
         mine["node"] = {
             "local_size": world.local_size,
+            "cores": os.cpu_count() or 1,
             "name": limits.hostname(),
             "limits": limits.facts(),
             "storage": storage.facts(folders),
+            "load": os.getloadavg()[0],
             "processor": environment.processor()["model"],
         }
     return mine
@@ -166,7 +171,17 @@ def judge(report: Facts, variables: Mapping[str, str], *, trial: bool) -> list[P
     if len(kinds) > 1:
         what = "processors differ: " + ", ".join(f"{host} has {kind}" for kind, host in kinds.items())
         found.append(advice(what, "The slowest sets the pace: ask for nodes of one kind (`#SBATCH --constraint`)."))
-    return found + links.judge(report["messages"], hosts, crowded=_more_than_cores(ranks))
+    busy = [advice(*words) for words in _busy(nodes)]
+    crowded = bool(busy) or any(rank["threads"] > len(environment.numbers(rank["cores"])) for rank in ranks)
+    return found + busy + links.judge(report["messages"], hosts, crowded=crowded or _more_than_cores(ranks))
+
+
+def _busy(nodes: Mapping[str, Facts]) -> Iterator[tuple[str, str]]:
+    """Yield the nodes on which others compute."""
+    for host, node in nodes.items():
+        if node["load"] > BUSY * node["cores"]:
+            what = f"{host}: the load is {node['load']:.1f} on {node['cores']} cores: others compute there"
+            yield what, "Ask for nodes of your own (`#SBATCH --exclusive`), or see who is left there with `top`."
 
 
 def unlike(ranks: Sequence[Facts]) -> list[Problem]:

@@ -18,6 +18,8 @@ GOOD = {"thread_level": "multiple", "vendor": "MPICH 5.0.2"}
         ("Intel(R) MPI Library for Linux* OS, Version 2021.18", "Intel MPI"),
         ("Open MPI 5.0.11", "Open MPI"),
         ("MVAPICH2 2.3.7", "MVAPICH"),
+        ("/opt/intel/openmpi/bin/mpirun (mpirun (Open MPI) 4.1.4)", "Open MPI"),
+        ("MPICH Version: 4.2\nMPICH configure: CC=icc --prefix=/opt/intel", "MPICH"),
         ("something else 1.0", None),
         ("", None),
     ],
@@ -32,6 +34,14 @@ def test_strangers_are_both_named() -> None:
     assert "the launcher is Open MPI's, the MPI library MPICH's" in problem.what
     assert "mpiexec of MPICH" in problem.fix
     assert "launcher unknown, library MPICH 5.0.2" in launch.strangers("", "MPICH 5.0.2").what
+
+
+def test_clash_is_claimed_only_where_it_is_known() -> None:
+    assert launch.clash("Open MPI", "MPICH Version: 5.0.2\nMPICH configure: --with-pm=hydra").essential
+    assert launch.clash("MPICH", "Open MPI v5.0.11").essential
+    assert launch.clash("Open MPI", "MPICH Version: 5.0.2\nMPICH configure: --with-pmi=pmix") is None
+    assert launch.clash("/usr/bin/mpiexec (HYDRA Version: 4.0.2)", "Intel(R) MPI Library 2021.18") is None
+    assert launch.clash("", "Open MPI v5.0.11") is launch.clash("Open MPI", "") is None
 
 
 def test_hydra_starts_all_that_speak_its_protocol() -> None:
