@@ -59,6 +59,7 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14.0", "ml_dtypes>=0.5"],
         "cuda13": ["cupy-cuda13x[ctk]>=14.0", "ml_dtypes>=0.5"],
         "test": [
+            "argparse-manpage>=4.6",
             "ml_dtypes>=0.5",
             "pytest>=9.0",
             "pytest-xdist>=3.6",

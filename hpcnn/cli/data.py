@@ -85,13 +85,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     make.add_argument("--size", type=_positive, metavar="N", help="scale image files to N x N (default: as they are)")
     make.add_argument("--kind", choices=importers.KINDS, default="auto", help="format of SOURCE (default: look)")
     make.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
-    make.add_argument("--seed", type=int, default=1, help="key of the order of an image tree's rows (default: 1)")
+    make.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="key of the order of an image tree's rows (default: 1)"
+    )
     make.set_defaults(run=_import)
 
     get = actions.add_parser("fetch", help="download a well-known set, check it, and import it")
     explain(get, FETCH)
     get.add_argument("name", choices=sorted(fetch.CATALOGUE), help="which set")
-    get.add_argument("--out", type=Path, help="folder for train.h5 and test.h5 (default: data/NAME)")
+    get.add_argument("--out", type=Path, metavar="FOLDER", help="folder for train.h5 and test.h5 (default: data/NAME)")
     place = get.add_mutually_exclusive_group()
     place.add_argument("--mirror", metavar="URL", help="download from here (default: the official host)")
     place.add_argument(

@@ -27,6 +27,8 @@ from hpcnn.errors import ConfigError, HpcnnError
 
 REINSTALL = "Reinstall with `pip install --force-reinstall hpcnn`, in a fresh virtual environment."
 DEFAULT_OUT = Path("runs")
+MOST_RANKS = 32
+"""Ranks that the text lists; the JSON has all."""
 
 MANUAL = Manual(
     """Reports what is installed and started here, and says of everything that is broken or slow how to mend it, in
@@ -90,9 +92,10 @@ def run(args: argparse.Namespace) -> int:
         report |= ranks_here(problems, args.machine)
     else:
         report |= ranks_by_trial(problems, args.machine)
-    if rank == 0:
-        report["problems"] = [problem._asdict() for problem in dict.fromkeys(problems)]
-        _write(args.json, report, render(report))
+    if rank:
+        return 0  # rank 0 decides; were others to fail before it has spoken, a launcher could cut it short
+    report["problems"] = [problem._asdict() for problem in dict.fromkeys(problems)]
+    _write(args.json, report, render(report))
     return int(any(problem.essential or args.strict for problem in problems))
 
 
@@ -249,7 +252,9 @@ def render(report: Facts) -> str:
         lines += [f"  {name.ljust(width)}  {_text(value, name)}" for name, value in shown.items()]
     if report["ranks"]:
         names = [name for name in ranks.SHOWN if any(rank.get(name) is not None for rank in report["ranks"])]
-        rows = [tuple(str(rank.get(name, "-")) for name in names) for rank in report["ranks"]]
+        rows = [tuple(str(rank.get(name, "-")) for name in names) for rank in report["ranks"][:MOST_RANKS]]
+        more = len(report["ranks"]) - len(rows)
+        rows += [(f"and {more} more", *[""] * (len(names) - 1))] if more else []
         lines += ["ranks", *(f"  {line}" for line in format_table(names, rows).splitlines())]
     lines.append("")
     for problem in report["problems"]:

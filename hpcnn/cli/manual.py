@@ -73,11 +73,20 @@ class Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, **kwargs)  # type: ignore[arg-type]
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(self._fill_line(line, width, indent) for line in text.splitlines())
+        return "\n".join(_filled(line, width, indent) for line in text.splitlines())
 
-    def _fill_line(self, line: str, width: int, indent: str) -> str:
-        start = len(line) - len(line.lstrip())
-        if start == 0:
-            return textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent)
-        hang = " " * (start + 4)
-        return textwrap.fill(line.strip(), width, initial_indent=" " * start, subsequent_indent=hang) if line else ""
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return _filled(" ".join(text.split()), width, "").splitlines()
+
+
+def _filled(line: str, width: int, indent: str) -> str:
+    """Return a line in several of at most `width`, the later ones further in if it is; --options stay whole."""
+    own = " " * (len(line) - len(line.lstrip()))
+    further = own + "    " * bool(own)
+    first, rest = indent + own, indent + further
+    wrapper = textwrap.TextWrapper(
+        width=width - 2, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
+    lines = wrapper.wrap(line.strip())
+    is_command = own == "  " and " hpcnn " in f" {line}" and "  " not in line.strip()
+    return (" \\\n" if is_command else "\n").join(lines)  # a command may be copied with its line breaks

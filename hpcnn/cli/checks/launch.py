@@ -57,11 +57,11 @@ def strangers(launcher: str, library: str) -> Problem:
     theirs, ours = family(launcher) or launcher, family(library) or library
     if theirs and ours and not fits(theirs, ours):
         return Problem(
-            f"each rank took itself for the only one: the launcher is {theirs}'s, the MPI library {ours}'s",
+            f"ranks do not find each other: the launcher is {theirs}'s, the MPI library {ours}'s",
             f"Start with the mpiexec of {ours}, or load {theirs}'s library (MPI4PY_LIBMPI=/path/to/libmpi.so).",
         )
     return Problem(
-        f"each rank took itself for the only one (launcher {launcher or 'unknown'}, library {library or 'unknown'})",
+        f"ranks do not find each other (launcher {launcher or 'unknown'}, library {library or 'unknown'})",
         "Use the launcher that belongs to the MPI library; under Slurm `srun --mpi=pmix` or `--mpi=pmi2`.",
     )
 

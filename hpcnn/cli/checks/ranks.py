@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hpcnn import __version__
 from hpcnn.cli import environment
 from hpcnn.cli.checks import binding, launch, limits, links, storage
-from hpcnn.cli.checks.problem import Problem, advice
+from hpcnn.cli.checks.problem import Problem, advice, merged
 from hpcnn.cli.environment import Facts
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ def judge(report: Facts, variables: Mapping[str, str], *, trial: bool) -> list[P
         found.append(advice(what, "The slowest sets the pace: ask for nodes of one kind (`#SBATCH --constraint`)."))
     busy = [advice(*words) for words in _busy(nodes)]
     crowded = bool(busy) or any(rank["threads"] > len(environment.numbers(rank["cores"])) for rank in ranks)
-    return found + busy + links.judge(report["messages"], hosts, crowded=crowded or _more_than_cores(ranks))
+    found += busy + links.judge(report["messages"], hosts, crowded=crowded or _more_than_cores(ranks))
+    return merged(found, set(hosts))
 
 
 def _busy(nodes: Mapping[str, Facts]) -> Iterator[tuple[str, str]]:

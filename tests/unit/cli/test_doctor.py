@@ -86,6 +86,14 @@ def test_text_report_names_problems_and_fixes() -> None:
     assert "everything essential works" not in text
 
 
+def test_text_lists_some_of_many_ranks() -> None:
+    many = [{"rank": number, "host": "a", "local_rank": number, "cores": "0", "threads": 1} for number in range(100)]
+    lines = doctor.render({"ranks": many, "problems": []}).splitlines()
+    assert lines[1].split() == ["rank", "host", "local_rank", "cores", "threads"]
+    assert sum(line.split()[1:2] == ["a"] for line in lines) == doctor.MOST_RANKS
+    assert any(f"and {100 - doctor.MOST_RANKS} more" in line for line in lines)
+
+
 @pytest.fixture(scope="module")
 def mpiexec() -> None:
     if reason := launch.reason_to_skip():
@@ -170,7 +178,7 @@ def test_a_launcher_of_another_mpi_is_found_on_trial(tmp_path: Path) -> None:
     code, facts = report(PATH=f"{tmp_path}:/usr/bin:/bin", SLURM_NTASKS="2")
     assert code == 1
     (problem,) = (problem for problem in facts["problems"] if problem["essential"])
-    assert "each rank took itself for the only one" in problem["what"]
+    assert "ranks do not find each other" in problem["what"]
     assert problem["fix"]
     assert len(facts["ranks"]) == 1  # the library itself is fine, alone
 
@@ -179,7 +187,7 @@ def test_a_launcher_of_another_mpi_is_found_on_trial(tmp_path: Path) -> None:
     ("mark", "what"),
     [
         ("env SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_PROCID={}", "started 2 tasks (SLURM_STEP_NUM_TASKS)"),
-        ("env OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK={}", "each rank took itself for the only one"),
+        ("env OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK={}", "ranks do not find each other"),
     ],
 )
 def test_two_singletons_of_a_launcher_speak_once_and_exit_with_1(mark: str, what: str, tmp_path: Path) -> None:

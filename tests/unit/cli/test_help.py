@@ -83,6 +83,17 @@ def test_text_is_filled_and_examples_keep_their_lines(monkeypatch: pytest.Monkey
     assert lines[lines.index("exit codes:") + 1] == "  0  done"
 
 
+def test_a_long_command_may_be_copied_from_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    long = "hpcnn plan my.toml --ranks 8 --machine machine.toml --set plan.preset=auto"
+    parser = argparse.ArgumentParser(prog="hpcnn trial")
+    explain(parser, Manual("word", examples=((long, "short"),)))
+    del MANUALS["hpcnn trial"]
+    shown = parser.format_help().partition("examples:\n")[2].partition("\n      short")[0]
+    assert shown.count("\n") > 0
+    assert shlex.split(shown) == shlex.split(long)
+
+
 def test_help_of_a_command_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["help", "bench", "ops"], ["bench", "ops", "--help"]):
         with pytest.raises(SystemExit) as stop:
