@@ -23,7 +23,7 @@ from hpcnn.cli.environment import Facts
 from hpcnn.cli.main import launched, launched_rank
 from hpcnn.cli.manual import Manual, explain
 from hpcnn.cli.table import format_table, quantity
-from hpcnn.errors import ConfigError, HpcnnError
+from hpcnn.errors import ConfigError, HpcnnError, PlanError
 
 REINSTALL = "Reinstall with `pip install --force-reinstall hpcnn`, in a fresh virtual environment."
 DEFAULT_OUT = Path("runs")
@@ -184,7 +184,7 @@ def ranks_here(problems: list[Problem], machine_file: Path | None = None) -> Fac
         return nothing
     try:
         found = ranks.collect(machine_file, launched_rank())
-    except ConfigError:
+    except (ConfigError, PlanError):  # of the machine file: what was typed, not what is here
         raise
     except HpcnnError as error:
         problems.append(_of_start(error))
@@ -210,6 +210,8 @@ def _of_start(error: HpcnnError) -> Problem:
 
 def ranks_by_trial(problems: list[Problem], machine_file: Path | None = None) -> Facts:
     """Start two ranks with the launcher on PATH, or one without it, and return what they report."""
+    if machine_file is not None:
+        ranks.machine_text(machine_file)  # a wrong path is worth knowing before ranks are started
     mpiexec = shutil.which("mpiexec") or shutil.which("mpirun")
     version = (environment.launcher().get("mpiexec") or "") if mpiexec else ""
     clash = launch.clash(version, environment.mpi_library())

@@ -120,7 +120,8 @@ def hdf5() -> Facts:
     """Return the HDF5 library that h5py brought, and whether it could write in parallel (not needed)."""
     import h5py
 
-    return {"h5py": h5py.version.version, "hdf5": h5py.version.hdf5_version, "mpi": bool(h5py.get_config().mpi)}
+    facts: Facts = {"h5py": h5py.version.version, "hdf5": h5py.version.hdf5_version}
+    return facts | {"mpi": bool(h5py.get_config().mpi), "file_locking": os.environ.get("HDF5_USE_FILE_LOCKING")}
 
 
 def mapped_libraries(maps: Path = Path("/proc/self/maps")) -> list[str]:

@@ -87,7 +87,7 @@ def collect(machine_file: Path | None, rank: int) -> Facts:
     text = ""
     with world.agreeing():
         if world.rank == 0 and machine_file is not None:
-            text = _machine_text(machine_file)
+            text = machine_text(machine_file)
     text = world.broadcast_obj(text)
     everyone = world.gather_obj(_mine(world))
     outcome = self_test(world, seconds=TEST_S, machine=from_toml(text) if text else None)
@@ -105,7 +105,8 @@ def collect(machine_file: Path | None, rank: int) -> Facts:
     return {"mpi": library, "ranks": everyone or [], "messages": outcome.as_json()}
 
 
-def _machine_text(path: Path) -> str:
+def machine_text(path: Path) -> str:
+    """Return the text of a machine file that has been found right; raises PlanError."""
     from hpcnn.plan.machine import load, to_toml
 
     return to_toml(load(path))

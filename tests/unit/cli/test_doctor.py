@@ -207,6 +207,24 @@ def test_two_singletons_of_a_launcher_speak_once_and_exit_with_1(mark: str, what
     assert "everything essential works" not in done.stdout
 
 
+@pytest.mark.usefixtures("mpiexec")
+def test_a_machine_file_that_is_not_there_is_one_error(tmp_path: Path) -> None:
+    alone = subprocess.run(
+        [sys.executable, "-m", "hpcnn", "doctor", "--machine", "no.toml"],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+        env=launch.environment(),
+        cwd=tmp_path,
+    )
+    job = launch.launch(2, "hpcnn", ["doctor", "--machine", "no.toml"], cwd=tmp_path)
+    assert alone.returncode == job.returncode == 1
+    for stderr in (alone.stderr, job.stderr):
+        (line,) = (line for line in stderr.splitlines() if line.startswith("hpcnn: error"))
+        assert "cannot read 'no.toml'" in line
+
+
 def test_unwritable_report_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Name another file"):
         doctor._write(str(tmp_path / "no" / "report.json"), {}, "text")
