@@ -280,7 +280,7 @@ def _step_row(timing: StepTiming) -> tuple[str, ...]:
 
 
 def _overlap(args: argparse.Namespace) -> int:
-    from hpcnn import config as configuration
+    from hpcnn import configuration
     from hpcnn.analysis.bench_overlap import time_overlap
     from hpcnn.comm import start
 

@@ -7,10 +7,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.cli.manual import Manual, explain
 from hpcnn.config import Config
-from hpcnn.errors import CheckpointError, ConfigError
+from hpcnn.errors import ConfigError
 from hpcnn.train import checkpoint as checkpoints
 
 MANUAL = Manual(
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     world = start()
     with world.agreeing():
-        loaded = _load(args.run) if world.rank == 0 else None
+        loaded = checkpoints.find(args.run) if world.rank == 0 else None
     text = world.broadcast_obj(None if loaded is None else loaded.config)
     config = _for_evaluation(configuration.from_toml(text, f"the configuration in '{args.run}'", args.set), world.size)
     parts = assemble(config, world)
@@ -72,15 +72,6 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"test accuracy {score.accuracy:.4f}, test loss {score.loss:.4f}, {score.num_samples} images")
     return 0
-
-
-def _load(path: Path) -> checkpoints.Checkpoint:
-    if path.is_file():
-        return checkpoints.load(path)
-    found = checkpoints.latest(path) if path.is_dir() else None
-    if found is None:
-        raise CheckpointError(f"evaluate: '{path}' is neither a checkpoint nor a run folder with checkpoints.")
-    return found.checkpoint
 
 
 def _for_evaluation(config: Config, ranks: int) -> Config:

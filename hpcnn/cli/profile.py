@@ -70,7 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Measure on all ranks; rank 0 writes the file and prints what was found (collective)."""
-    from hpcnn import config as configuration
+    from hpcnn import configuration
     from hpcnn.analysis.profile_layers import profile_layers
     from hpcnn.analysis.profile_machine import profile
     from hpcnn.analysis.stopwatch import Stopwatch
@@ -136,7 +136,8 @@ def describe(machine: Machine) -> str:
         f" {quantity(rates.conv_weight_gradient_flops_per_s, 'flop/s')} weight gradient;"
         f" linear {quantity(rates.linear_flops_per_s, 'flop/s')}; update {quantity(rates.update_bytes_per_s, 'B/s')};"
         f" memory {quantity(rates.memory_bytes_per_s, 'B/s')}; {rates.call_s * 1e6:.0f} us an operator;"
-        f" {rates.beside_s_per_byte * 1e9:.2f} ns longer for a byte sent meanwhile;"
+        f" {rates.beside_s_per_byte * 1e9:.2f} ns longer for a byte sent meanwhile, at {100 * rates.pace_beside:.0f} %"
+        " of the speed at which it travels while ranks wait;"
         f" {len(machine.timings)} layers timed",
         "",
         _table(machine),

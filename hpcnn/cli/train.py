@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.errors import ConfigError
 from hpcnn.train.setup import assemble, device_errors

@@ -2,8 +2,8 @@
 
 All ranks are taken to be in step: an operation lasts as long as on the rank where it is longest. There is one wire, on
 which the most urgent of what is under way travels; what a step waits for adds to it, what travels meanwhile lengthens
-the computation a little (`Rates.beside_s_per_byte`). Three steps are played, as parameters of one may still travel in
-the next; the last one counts.
+the computation a little (`Rates.beside_s_per_byte`) and is slower than it could be (`Rates.pace_beside`). Three steps
+are played, as parameters of one may still travel in the next; the last one counts.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def predict(model: ModelSpec, plan: Plan, buckets: Sequence[Bucket], site: Site)
     """
     placement = plan.place(model, plan.global_batch)
     every = works(model, plan, placement, site)
-    ways = [site.exchanged(bucket, model, plan.global_batch) for bucket in buckets]
+    ways = [_mean(site.exchanged(bucket, model, plan.global_batch), bucket.every) for bucket in buckets]
     loss = site.moved(Movement(placement.layers[model.layers[-1].name].owned, placement.loss))
     player = _Player(model, every, buckets, ways, loss if placement.loss_moved else (NOWHERE, NOWHERE), site)
     images = max(volume(box) for box in placement.images) * FLOAT_BYTES
@@ -85,6 +85,14 @@ def predict(model: ModelSpec, plan: Plan, buckets: Sequence[Bucket], site: Site)
         memory_bytes=memory_bytes(every, images, site),
         layers=tuple(player.times.values()),
     )
+
+
+def _mean(way: tuple[Journey, Journey], every: int) -> tuple[Journey, Journey]:
+    """Return what travels in a step on the average, where it travels in one of so many."""
+    if every == 1:
+        return way
+    there, back = (Journey(one.seconds / every, one.num_bytes // every, one.num_messages // every) for one in way)
+    return there, back
 
 
 @dataclass(eq=False)
@@ -108,6 +116,7 @@ class _Wire:
 
     overlap: bool
     beside_s_per_byte: float
+    pace_beside: float
     segment_s: float
     now: float = 0.0
     jobs: list[_Job] = field(default_factory=list)
@@ -130,10 +139,10 @@ class _Wire:
         begin = self.now
         while self.overlap and self.jobs and seconds > 0.0:
             job = self.jobs[0]
-            slower = 1.0 + min(1.0, job.bytes_per_s * self.beside_s_per_byte)
-            passing = min(job.left_s, seconds * slower)
+            slower = 1.0 + min(1.0, job.bytes_per_s * self.pace_beside * self.beside_s_per_byte)
+            passing = min(job.left_s / self.pace_beside, seconds * slower)
             seconds -= passing / slower
-            self._pass(job, passing)
+            self._pass(job, passing, self.pace_beside)
         self.now += max(0.0, seconds)
         return self.now - begin
 
@@ -148,9 +157,9 @@ class _Wire:
         self.now = max(self.now, until)
         return self.now - begin
 
-    def _pass(self, job: _Job, seconds: float) -> None:
+    def _pass(self, job: _Job, seconds: float, pace: float = 1.0) -> None:
         self.now += seconds
-        job.left_s -= seconds
+        job.left_s -= pace * seconds
         if job.left_s <= 1e-12:
             job.left_s = 0.0
             self.jobs.remove(job)
@@ -189,7 +198,8 @@ class _Player:
         rates = site.machine.rates
         self._stall_s = site.machine.stall_s if site.ranks > 1 else 0.0
         segment = site.machine.segment_bytes(single_node=len(set(site.nodes)) == 1)
-        self._wire = _Wire(site.overlap, rates.beside_s_per_byte, SEGMENTS * segment * link.beta_s_per_byte)
+        ahead_s = SEGMENTS * segment * link.beta_s_per_byte
+        self._wire = _Wire(site.overlap, rates.beside_s_per_byte, rates.pace_beside, ahead_s)
         order = {layer.name: index for index, layer in enumerate(model.layers)}
         self._carriers = []
         for bucket, (reduce, publish) in zip(buckets, ways, strict=True):
