@@ -37,7 +37,8 @@ FLAGS = {
         " --launcher --launcher-args --sbatch-args --limit --point --out"
     ),
     "hpcnn report": "runs --out --figures",
-    "hpcnn doctor": "--json --mpi --compile --arch",
+    "hpcnn doctor": "--json --strict --mpi --out --machine --compile --arch",
+    "hpcnn help": "words --man",
 }
 
 
