@@ -62,8 +62,10 @@ def advise(run: Run, model: ModelSpec | None) -> list[Advice]:
     speed = run.summary
     if speed is None:
         return []
-    found = [*_crowded(run)] or [*_unequal(run)]  # ranks that take turns compute unequally long for that
-    found += [*_exposed(run, speed, model), *_input(run, speed), *_between(run), *_unsteady(run)]
+    found = [*_crowded(run)]
+    unequal = [] if found else [*_unequal(run)]  # ranks that take turns compute unequally long for that reason alone
+    between = [] if found else [*_between(run)]
+    found += [*unequal, *_exposed(run, speed, model), *_input(run, speed), *between, *_unsteady(run)]
     if not found and speed.exposed_comm_share <= LITTLE_EXPOSED:
         found += _computing(run, speed)
     return found

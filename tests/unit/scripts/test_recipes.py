@@ -23,7 +23,7 @@ SPACK = ROOT / "scripts" / "spack_repo" / "hpcnn"
 CONTAINER = ROOT / "scripts" / "container" / "hpcnn.def"
 WORDS = ("license", "version", "variant", "depends_on", "conflicts")
 # Extras of setup.py for which the Spack package has a variant of the same name, and none but these dependencies.
-SAME_VARIANT = ("bf16", "images", "plots", "tensorboard", "onnx")
+SAME_VARIANT = ("bf16", "images", "plots", "report", "tensorboard", "onnx")
 
 
 @pytest.fixture
