@@ -14,6 +14,7 @@ from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.errors import ConfigError
 from hpcnn.train.atomic import replacing
 from hpcnn.train.setup import Parts, assemble, device_errors
+from hpcnn.train.signals import ignore_requests
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
             write_trace(world, trainer.timeline, folder / "trace.json")
     finally:
         parts.close()
+    if outcome.stopped:
+        ignore_requests()
     if world.rank == 0:
         print(outcome.describe())
     return EXIT_RUN_AGAIN if outcome.stopped else 0
