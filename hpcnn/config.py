@@ -9,6 +9,8 @@ import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Extent = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+Many = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 
@@ -35,13 +37,13 @@ class DataConfig:
     """"builtin", "synthetic", an HDF5 file, or a folder with train.h5 and test.h5."""
     test: str = ""
     """HDF5 file of the test images where `source` is a file; empty: no test set."""
-    image_shape: tuple[Positive, Positive, Positive] = (32, 32, 3)
+    image_shape: tuple[Extent, Extent, Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]] = (32, 32, 3)
     """Rows, columns and channels of synthetic images."""
-    num_classes: Positive = 10
+    num_classes: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 10
     """Classes of the synthetic images."""
-    num_samples: Positive = 1024
+    num_samples: Many = 1024
     """Synthetic images in an epoch."""
-    crop_padding: Count = 0
+    crop_padding: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)] = 0
     """Augmentation: pad each side by so many pixels and crop back at a random place; 0: off."""
     flip: bool = False
     """Augmentation: mirror every second image, at random."""
@@ -59,7 +61,7 @@ class TrainConfig:
     """Updates to make; 0: as many as `epochs` gives."""
     epochs: Positive = 1
     """Passes over the training images, when `steps` is 0."""
-    global_batch: Positive = 128
+    global_batch: Many = 128
     """Samples of one update, over all ranks."""
     seed: Count = 1
     """Key of every random draw: initial weights, order, augmentation, dropout."""

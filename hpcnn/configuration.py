@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
+import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from hpcnn import bounded
 from hpcnn.config import Config
 from hpcnn.errors import ConfigError
 
@@ -51,6 +52,7 @@ def from_tree(tree: dict[str, Any]) -> Config:
         choices = _choices(key)
         rule = f"must be {choices}" if choices else _lower(what)
         raise ConfigError(f"config: '{key}' (={_value_at(tree, key)!r}): {rule}.") from None
+    _refuse_infinite(dataclasses.asdict(config), "")
     _refuse_combinations(config)
     return config
 
@@ -65,8 +67,8 @@ def to_toml(config: Config) -> str:
 def from_toml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration in a TOML text, with overrides applied; `origin` names it in errors."""
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = bounded.toml(text)
+    except ValueError as error:
         raise ConfigError(f"config: {origin} is not valid TOML: {error}.") from None
     for override in overrides:
         _apply(tree, override)
@@ -76,16 +78,15 @@ def from_toml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
 def _read(source: str | Path) -> dict[str, Any]:
     name = str(source)
     if name in presets():
-        return tomllib.loads((resources.files("hpcnn") / "presets" / f"{name}.toml").read_text())
-    path = Path(source)
+        return bounded.toml((resources.files("hpcnn") / "presets" / f"{name}.toml").read_text())
     try:
-        return tomllib.loads(path.read_text())
+        return bounded.toml(bounded.text(source))
     except FileNotFoundError:
         hint = _suggestion(name, presets()) or f" Presets are: {', '.join(presets())}."
         raise ConfigError(f"config: '{name}' is neither a preset nor a file.{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: cannot read '{name}': {error}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"config: '{name}' is not valid TOML: {error}.") from None
 
 
@@ -96,8 +97,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(names):
         raise ConfigError(f"config: --set '{override}' must read section.key=value, such as train.lr=0.1.")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = bounded.toml(f"value = {text}")["value"]
+    except ValueError:
         value = text.strip()
     node = tree
     for name in names[:-1]:
@@ -118,6 +119,15 @@ def _refuse_unknown(tree: dict[str, Any], kind: type, prefix: str) -> None:
             if not isinstance(value, dict):
                 raise ConfigError(f"config: '{path}' (={value!r}) must be a section with keys, [{path}].")
             _refuse_unknown(value, type(default), f"{path}.")
+
+
+def _refuse_infinite(tree: dict[str, Any], prefix: str) -> None:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            _refuse_infinite(value, f"{prefix}{name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"config: '{prefix}{name}' (={value}) must be a finite number.")
 
 
 def _refuse_combinations(config: Config) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from bisect import bisect_left
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from hpcnn import bounded
 from hpcnn.errors import PlanError
 
 LONGEST_SEGMENT_BYTES, SHORTEST_SEGMENT_BYTES, SEGMENT_S = 1 << 20, 1 << 16, 0.01
@@ -170,7 +170,7 @@ def load(path: str | Path) -> Machine:
         If the file cannot be read, is not TOML, or describes no machine (see `from_toml`).
     """
     try:
-        text = Path(path).read_text()
+        text = bounded.text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"machine: cannot read '{path}' ({error}); `hpcnn profile --out {path}` writes one.") from None
     return from_toml(text, str(path))
@@ -186,8 +186,8 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
         or a table's columns differ in length.
     """
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = bounded.toml(text)
+    except ValueError as error:
         raise _broken(origin, f"is not valid TOML: {error}") from None
     _refuse_unknown(origin, tree, Machine, "")
     try:

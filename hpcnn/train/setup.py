@@ -159,7 +159,7 @@ def _plan(config: Config, spec: ModelSpec, world: World, plan_text: str | None) 
             mine = planner.to_toml(plan_for(config, spec, site)) if world.rank == 0 else ""
         plan_text = world.broadcast_obj(mine)
     if plan_text is not None:
-        return planner.from_toml(plan_text, spec, config.train.global_batch)
+        return planner.from_toml(plan_text, spec, config.train.global_batch, world.size)
     return plan_for(config, spec, site)
 
 
