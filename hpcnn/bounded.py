@@ -86,7 +86,7 @@ def json_value(document: str) -> Any:
 
 
 def attribute(file: Any, name: str, default: Any = None) -> Any:
-    """Return an attribute of an HDF5 file or object, or `default` where it has none.
+    """Return an attribute of an HDF5 file or object, or `default` where it has none, or an empty one.
 
     Raises
     ------
@@ -96,7 +96,9 @@ def attribute(file: Any, name: str, default: Any = None) -> Any:
     if name not in file.attrs:
         return default
     found = file.attrs.get_id(name)
-    num_items = prod(found.shape or ())
+    if found.shape is None:  # it is there, and empty
+        return default
+    num_items = prod(found.shape)
     if num_items > MOST_ATTRIBUTE_ITEMS or num_items * found.dtype.itemsize > LARGEST_ATTRIBUTE_BYTES:
         raise ValueError(f"attribute '{name}' claims to have {num_items} items of {found.dtype.itemsize} bytes")
     return file.attrs[name]

@@ -4,8 +4,8 @@
     python scripts/fuzz.py --cases 2000 --jobs 2
     python scripts/fuzz.py --kinds checkpoint --first 17 --cases 1 --keep    # that case again, and what it was given
 
-Most cases run in a fork of this process that has loaded what commands load; one in `--ranks-every` is started by mpiexec
-on two ranks. What fails is kept below --out, with its command and what it said. Exit status 1 if anything failed.
+Most cases run in a fork of this process, which has loaded what commands load; one in `--ranks-every` is started by
+mpiexec on two ranks. What fails is kept below --out, with its command and what it said. Exit status 1 if anything did.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ MEMORY_BYTES = 4 << 30
 TIMEOUT_S = 30.0
 MARK = "HPCNN_FUZZ_CASE"
 CODES = {0, 1, 2}
+LOADED = ("h5py", "PIL.Image", "hpcnn.cli.plan", "hpcnn.data.importers", "hpcnn.train.setup")
+"""In this process, so that its forks have it."""
 
 
 def run_case(case: Case, folder: Path, timeout_s: float = TIMEOUT_S) -> str:
@@ -63,7 +66,7 @@ def _become(case: Case, folder: Path) -> None:
         for number, name in ((0, os.devnull), (1, ".stdout"), (2, ".stderr")):
             flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(name, flags), number)
-        sys.stdout, sys.stderr = (open(number, "w", errors="backslashreplace") for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="backslashreplace") for number in (1, 2))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         sys.argv = ["hpcnn", *case.arguments]
@@ -176,10 +179,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("fuzz"), help="where failing cases are kept (default: fuzz)")
     parser.add_argument("--keep", action="store_true", help="keep all cases")
     args = parser.parse_args()
-    import h5py, numpy, PIL.Image  # noqa: E401, F401  # in this process, so that forks have them
-
-    import hpcnn.cli.plan, hpcnn.data.importers, hpcnn.train.setup  # noqa: E401, F401
-
+    for module in LOADED:
+        import_module(module)
     out = args.out.resolve()
     if (out / "sources").exists():
         shutil.rmtree(out)

@@ -19,6 +19,8 @@ import msgspec
 from hpcnn import bounded
 from hpcnn.errors import PlanError
 
+SMALLEST, LARGEST = 1e-18, 1e18
+"""Numbers of a file: no machine has others, and times that are added to such ones do not pass."""
 LONGEST_SEGMENT_BYTES, SHORTEST_SEGMENT_BYTES, SEGMENT_S = 1 << 20, 1 << 16, 0.01
 """Messages are cut so that a piece takes about so long, within bounds: shorter ones cost more waiting, longer ones
 scratch memory, and the time that a more urgent message waits for one that is already under way."""
@@ -197,11 +199,13 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
         key = where.strip("`").removeprefix("$.") or "the document"
         raise _broken(origin, f"'{key}': {what[:1].lower()}{what[1:]}") from None
     for timing in machine.timings:
-        if min(timing.extent) < 1 or not all(math.isfinite(value) and value >= 0 for value in timing.seconds):
+        if min(timing.extent) < 1 or not all(0 <= value <= LARGEST for value in (*timing.extent, *timing.seconds)):
             raise _broken(origin, f"'timings': '{timing.layer}' (={list(timing.extent)}) must have positive extents")
     for name, value in _numbers(dataclasses.asdict(dataclasses.replace(machine, timings=()))):
         if name.endswith(".crossing") and value < 1:
             raise _broken(origin, f"'{name}' (={value}) must be at least 1")
+        if value != 0 and not SMALLEST <= abs(value) <= LARGEST:
+            raise _broken(origin, f"'{name}' (={value}) must lie between {SMALLEST} and {LARGEST}")
         if not math.isfinite(value) or value < 0 or (value == 0 and not name.endswith(("_per_byte", "stall_s"))):
             raise _broken(origin, f"'{name}' (={value}) must be a positive number")
     if machine.measured is None:  # written last: without it the file has been cut off

@@ -88,9 +88,13 @@ class Sources:
         return path
 
 
+def _changed(draw: Random, text: str) -> bytes:
+    return mutate.extremes(draw, text) if draw.random() < 0.3 else mutate.mutate_toml(draw, text)
+
+
 def _config(draw: Random, sources: Sources, folder: Path) -> Case:
     path = folder / "config.toml"
-    path.write_bytes(mutate.mutate_toml(draw, sources.config))
+    path.write_bytes(_changed(draw, sources.config))
     if draw.random() < 0.03:
         mutate.hostile_place(draw, path)
     if draw.random() < 0.3:
@@ -100,7 +104,7 @@ def _config(draw: Random, sources: Sources, folder: Path) -> Case:
 
 def _plan(draw: Random, sources: Sources, folder: Path) -> Case:
     (folder / "config.toml").write_text(sources.config)
-    (folder / "plan.toml").write_bytes(mutate.mutate_toml(draw, draw.choice(sources.plans)))
+    (folder / "plan.toml").write_bytes(_changed(draw, draw.choice(sources.plans)))
     if draw.random() < 0.03:
         mutate.hostile_place(draw, folder / "plan.toml")
     if draw.random() < 0.3:
@@ -109,7 +113,7 @@ def _plan(draw: Random, sources: Sources, folder: Path) -> Case:
 
 
 def _machine(draw: Random, sources: Sources, folder: Path) -> Case:
-    (folder / "machine.toml").write_bytes(mutate.mutate_toml(draw, sources.machine))
+    (folder / "machine.toml").write_bytes(_changed(draw, sources.machine))
     if draw.random() < 0.03:
         mutate.hostile_place(draw, folder / "machine.toml")
     preset = draw.choice(("data", "hybrid", "auto"))

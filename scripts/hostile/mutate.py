@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 TOKENS = (
     "-1", "0", "1", "2", "3", "1.5", "-0.0", "1e-320", "1e308", "1e400", "nan", "inf", "-inf", "true", "[]", "{}", '""',
     str(2**31), str(2**63 - 1), str(2**63), str(10**400), "0x" + "f" * 5000, "9" * 5000, '"x"', '"' + "x" * 5000 + '"',
-    "1979-05-27T07:32:00Z", "[" * 50 + "]" * 50, "[" * 5000, '"\\u0000\\u001b[2J"', "[1, 2]", "'''a\nb'''", "{a.b.c = 1}",
+    "1979-05-27T07:32:00Z", "[" * 50 + "]" * 50, "[" * 5000, '"\\u0000\\u001b[2J"', "[1, 2]", "'''a\nb'''",
+    "{a.b.c = 1}",
 )  # fmt: skip
 JSON_VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 2**63, 10**400, 1.5, -1e308, float("nan"), float("inf"), "", "x" * 5000, "\0\x1b[2J\ud800",
@@ -66,6 +68,13 @@ def mutate_toml(draw: Random, text: str) -> bytes:
         lines = lines or [""]
     data = "\n".join(lines).encode()
     return mutate_bytes(draw, data) if draw.random() < 0.25 else data
+
+
+def extremes(draw: Random, text: str) -> bytes:
+    """Return a TOML text with half of its numbers as small or as large as numbers can be."""
+    numbers = ("0", "1e-320", "1e-18", "1", "3", "1e18", "1e308", str(2**31), str(2**63 - 1))
+    found = re.compile(r"(?<![\w\"])\d[\w.+-]*")
+    return found.sub(lambda old: draw.choice((old[0], draw.choice(numbers))), text).encode()
 
 
 def mutate_json(draw: Random, value: Any) -> Any:
@@ -131,7 +140,7 @@ def mutate_hdf5(draw: Random, path: Path) -> None:
         virtual = h5py.VirtualLayout(shape, dtype)
         virtual[...] = h5py.VirtualSource(str(other), name, shape)
         space = h5py.h5s.create_simple(shape)
-        empty = h5py.Empty("f4")
+        empty, endless = h5py.Empty("f4"), (None,) * len(shape)
         made: tuple[Callable[[], object], ...] = (
             lambda: file.__setitem__(name, h5py.ExternalLink(str(other), name)),
             lambda: file.__setitem__(name, h5py.ExternalLink("/dev/zero", "/")),
@@ -141,7 +150,7 @@ def mutate_hdf5(draw: Random, path: Path) -> None:
             lambda: file.create_dataset(name, shape, dtype, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
             lambda: file.create_dataset(name, (1 << 40, *shape[1:]), dtype, chunks=(1, *shape[1:])),
             lambda: file.create_dataset(name, (1 << 60,), dtype, chunks=(1 << 20,), maxshape=(None,)),
-            lambda: file.create_dataset(name, shape, dtype, chunks=(1 << 16,) * len(shape), maxshape=(None,) * len(shape)),
+            lambda: file.create_dataset(name, shape, dtype, chunks=(1 << 16,) * len(shape), maxshape=endless),
             lambda: file.create_dataset(name, shape, draw.choice((">f8", ">i2", "f2", "i1", "u8", "S4", "?", "c16"))),
             lambda: file.create_dataset(name, shape, h5py.string_dtype()),
             lambda: file.create_dataset(name, shape, h5py.vlen_dtype("f4")),
@@ -170,7 +179,8 @@ def _mutate_attribute(draw: Random, file: h5py.File) -> None:
         owner = next(item for item in file.values() if isinstance(item, h5py.Dataset | h5py.Group))
     name = draw.choice([*owner.attrs, "mean", "class_names"])
     values: tuple[Any, ...] = (
-        -1, 1.5, float("nan"), 2**63 - 1, np.uint64(2**64 - 1), "", "x" * 60_000, b"\xff\xfe\x80", "\x1b[2J\nhpcnn: fine",
+        -1, 1.5, float("nan"), 2**63 - 1, np.uint64(2**64 - 1), "", "x" * 60_000, b"\xff\xfe\x80",
+        "\x1b[2J\nhpcnn: fine",
         np.zeros(0), np.arange(7.0), np.zeros((2, 2)), h5py.Empty("f4"), np.array([b"a"] * 1000), ["a", "b"],
         np.full(3, np.inf), np.array([1e-45] * 3), np.zeros(2, [("a", "f4")]),
         "[" * 50_000, "[train]\nlr = nan", "a = 0x" + "f" * 5000, "model = 3",
