@@ -204,10 +204,10 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
     for name, value in _numbers(dataclasses.asdict(dataclasses.replace(machine, timings=()))):
         if name.endswith(".crossing") and value < 1:
             raise _broken(origin, f"'{name}' (={value}) must be at least 1")
-        if value != 0 and not SMALLEST <= abs(value) <= LARGEST:
-            raise _broken(origin, f"'{name}' (={value}) must lie between {SMALLEST} and {LARGEST}")
         if not math.isfinite(value) or value < 0 or (value == 0 and not name.endswith(("_per_byte", "stall_s"))):
             raise _broken(origin, f"'{name}' (={value}) must be a positive number")
+        if value != 0 and not SMALLEST <= value <= LARGEST:
+            raise _broken(origin, f"'{name}' (={value}) must lie between {SMALLEST} and {LARGEST}")
     if machine.measured is None:  # written last: without it the file has been cut off
         raise _broken(origin, "the section [measured] is missing")
     for name in ("node", "network"):
