@@ -91,6 +91,10 @@ class Site:
 
     def looked_at(self) -> tuple[int, ...]:
         """Return the ranks whose computation is priced: all, or of many the ends and the middle."""
+        return self._looked_at
+
+    @cached_property
+    def _looked_at(self) -> tuple[int, ...]:
         return tuple(range(self.ranks)) if self.ranks <= 16 else pricing.representatives(self.nodes)
 
     def moved(self, movement: Movement) -> tuple[Journey, Journey]:
@@ -123,11 +127,12 @@ class Site:
             name = choice.block_algorithm(count * FLOAT_BYTES, size, self.machine, nodes, kind=kind)
         elif name == "halving-doubling":
             name = "butterfly"
+        seconds = pricing.blocks_seconds(kind, name, count, self.machine, nodes)
+        found = pricing.regular(kind, name, self.machine, nodes)
+        if found is not None:
+            return _journey(seconds, *found.sent(count))
         build = schedules.allgather if kind == "allgather" else schedules.reduce_scatter
-        return self._journey(
-            pricing.blocks_seconds(kind, name, count, self.machine, nodes),
-            [build(name, rank, size, count, nodes=nodes) for rank in _few(size)],
-        )
+        return _busiest(seconds, [build(name, rank, size, count, nodes=nodes) for rank in _few(size)])
 
     def summed(self, count: int, nodes: tuple[int, ...], itemsize: int = FLOAT_BYTES, algorithm: str = "") -> Journey:
         """Return what an all-reduce of `count` elements costs among ranks on `nodes`."""
@@ -136,11 +141,12 @@ class Site:
             return NOWHERE
         if name in ("auto", "mpi"):
             name = choice.allreduce_algorithm(count * itemsize, size, self.machine, nodes, itemsize=itemsize)
-        return self._journey(
-            pricing.allreduce_seconds(name, count, self.machine, nodes, itemsize),
-            [schedules.allreduce(name, rank, size, count, nodes=nodes) for rank in _few(size)],
-            itemsize,
-        )
+        seconds = pricing.allreduce_seconds(name, count, self.machine, nodes, itemsize)
+        found = pricing.regular("allreduce", name, self.machine, nodes)
+        if found is not None:
+            return _journey(seconds, *found.sent(count), itemsize)
+        some = [schedules.allreduce(name, rank, size, count, nodes=nodes) for rank in _few(size)]
+        return _busiest(seconds, some, itemsize)
 
     def exchanged(self, bucket: Bucket, model: ModelSpec, global_batch: int) -> tuple[Journey, Journey]:
         """Return what a bucket's gradients cost to become global, and its parameters to become current."""
@@ -159,10 +165,14 @@ class Site:
         errors = self.blocks("allgather", global_batch * num_out, nodes)
         return inputs.and_then(errors), gather
 
-    @staticmethod
-    def _journey(seconds: float, some: Sequence[Schedule], itemsize: int = FLOAT_BYTES) -> Journey:
-        busiest = max(some, key=lambda schedule: (schedule.num_elements_sent, schedule.num_messages))
-        return Journey(seconds, busiest.num_elements_sent * itemsize, busiest.num_messages)
+
+def _journey(seconds: float, num_elements: int, num_messages: int, itemsize: int = FLOAT_BYTES) -> Journey:
+    return Journey(seconds, num_elements * itemsize, num_messages)
+
+
+def _busiest(seconds: float, some: Sequence[Schedule], itemsize: int = FLOAT_BYTES) -> Journey:
+    busiest = max(some, key=lambda schedule: (schedule.num_elements_sent, schedule.num_messages))
+    return _journey(seconds, busiest.num_elements_sent, busiest.num_messages, itemsize)
 
 
 def _few(size: int) -> tuple[int, ...]:
