@@ -2,7 +2,7 @@
 
 `hpcnn profile` measures a `Machine` and writes it to machine.toml; without a file the built-in one stands in, so that
 what is decided by price is decided everywhere alike. A file may also describe a machine that nobody has measured
-(`Described`), with the network above its nodes; some come with the package (`NAMED`). Everything is plain arithmetic on
+(`Described`), with the network above its nodes; some come with the package (`named`). Everything is plain arithmetic on
 the numbers of the file: ranks that have read the same text come to the same prices, bit for bit, and so to the same
 decisions.
 """
@@ -188,22 +188,25 @@ class Machine:
         return self.network or DEFAULT_NETWORK
 
 
-NAMED = ("cori-haswell-cores", "cori-haswell-nodes", "cpu-100g", "gpu-nvlink-ndr")
-"""Machines described in hpcnn/machines."""
-
 DEFAULT = Machine()
 """The machine that is assumed where none was measured."""
 
 
+def named() -> tuple[str, ...]:
+    """Return the names of the machines that come with the package, described in hpcnn/machines."""
+    folder = resources.files("hpcnn") / "machines"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir()))
+
+
 def load(path: str | Path) -> Machine:
-    """Return the machine in a file, written by `hpcnn profile` or by hand, or one of the `NAMED`.
+    """Return the machine in a file, written by `hpcnn profile` or by hand, or one of those `named`.
 
     Raises
     ------
     PlanError
         If the file cannot be read, is not TOML, or describes no machine (see `from_toml`).
     """
-    if str(path) in NAMED:
+    if str(path) in named():
         text = (resources.files("hpcnn") / "machines" / f"{path}.toml").read_text()
         return from_toml(text, f"machines/{path}.toml")
     try:
@@ -211,7 +214,7 @@ def load(path: str | Path) -> Machine:
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
             f"machine: cannot read '{path}' ({error}); `hpcnn profile --out {path}` writes one, and these come with"
-            f" hpcnn: {', '.join(NAMED)}."
+            f" hpcnn: {', '.join(named())}."
         ) from None
     return from_toml(text, str(path))
 

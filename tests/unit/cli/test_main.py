@@ -21,6 +21,10 @@ FLAGS = {
     "hpcnn train": "config --set --out --resume --init --trace --plan",
     "hpcnn evaluate": "run --set --json",
     "hpcnn plan": "config --ranks --set --machine --ranks-per-node --save --plan --json",
+    "hpcnn simulate": (
+        "config --ranks --machine --plans --kinds --algorithms --ranks-per-node --samples-per-rank"
+        " --breakdown --set --out"
+    ),
     "hpcnn data import": "source --out --size --kind --skip-broken --seed",
     "hpcnn data fetch": "name --out --mirror --from",
     "hpcnn data info": "source",
