@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,9 @@ STALL_S, MEETINGS = 0.03, 40
 
 BESIDE_BYTES, BESIDE_S = 1 << 20, 1.0
 """What travels, again and again, beside a computation of about so many seconds."""
+
+SLOWEST_PACE = 0.05
+"""Of messages beside computation that is believed."""
 
 
 def profile(
@@ -117,6 +121,7 @@ def _rates(world: World, watch: Stopwatch) -> Rates:
     forward, input_gradient, weight_gradient, fully, update, memory = (
         significant(work / seconds) for (work, _), seconds in zip(works, times, strict=True)
     )
+    beside = _beside(world, watch, lambda: ops.conv2d_forward(x[:1], filters, padding=1))
     return Rates(
         conv_forward_flops_per_s=forward,
         conv_input_gradient_flops_per_s=input_gradient,
@@ -125,9 +130,8 @@ def _rates(world: World, watch: Stopwatch) -> Rates:
         update_bytes_per_s=update,
         memory_bytes_per_s=memory,
         call_s=significant(watch.seconds([lambda: ops.activation_forward(few, "relu")])[0]),
-        beside_s_per_byte=significant(
-            max(0.0, _beside(world, watch, lambda: ops.conv2d_forward(x, filters, padding=1)))
-        ),
+        beside_s_per_byte=significant(beside.s_per_byte),
+        pace_beside=significant(beside.pace),
     )
 
 
@@ -159,10 +163,23 @@ def _stall(world: World, watch: Stopwatch) -> float:
     return max(0.0, each(times) - times * compute_s - each(0))
 
 
-def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> float:
-    """Return by how many seconds a byte that travels meanwhile lengthens a computation (collective)."""
+class _Beside(NamedTuple):
+    """What computation and messages do to each other."""
+
+    s_per_byte: float
+    pace: float
+
+
+def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> _Beside:
+    """Return by how much a byte that travels meanwhile lengthens a computation, and how fast it travels (collective).
+
+    Parameters
+    ----------
+    compute : callable
+        Short, as messages are only looked at between two calls.
+    """
     if world.size == 1:
-        return 0.0
+        return _Beside(0.0, 1.0)
     array = np.zeros(BESIDE_BYTES // 4, np.float32)
     travel = prepare_allreduce(world.engine, array, label="bytes beside computation")
     world.engine.carry_on_in_background()
@@ -177,24 +194,31 @@ def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> fl
         there_and_back()
     travel_s = watch.slowest([(time.perf_counter() - begin) / 4])[0]
     count, starts = max(8, int(BESIDE_S / compute_s)), max(1, int(BESIDE_S / travel_s))
-    run_bytes = travel.traffic.num_bytes
 
-    def run(num_starts: int) -> tuple[float, int]:
-        """Return the seconds of the computation, and the bytes sent meanwhile."""
+    def run(num_starts: int) -> tuple[float, list[float]]:
+        """Return the seconds of the computation, and those of each journey that arrived meanwhile."""
         world.barrier()
-        begin, left = time.perf_counter(), num_starts
+        begin = time.perf_counter()
+        started, left = begin, num_starts
+        journeys: list[float] = []
         for _ in range(count):
+            now = time.perf_counter()
+            if left < num_starts and travel.done and len(journeys) < num_starts - left:
+                journeys.append(now - started - compute_s / 2)  # arrived at some moment of the last call
             if left and travel.done:
                 travel.start()
-                left -= 1
+                started, left = now, left - 1
             compute()
-        seconds, arrived = time.perf_counter() - begin, num_starts - left - (not travel.done)
+        seconds = time.perf_counter() - begin
         travel.wait()
         for _ in range(left):  # all ranks start it as often
             there_and_back()
-        return seconds, arrived * run_bytes
+        return seconds, journeys
 
     alone = statistics.median(run(0)[0] for _ in range(3))
     together = [run(starts) for _ in range(3)]
-    rates = [(seconds - alone) / max(1, num_bytes) for seconds, num_bytes in together]
-    return watch.slowest([statistics.median(rates)])[0]
+    num_bytes = travel.traffic.num_bytes
+    costs = [(seconds - alone) / (num_bytes * max(1, len(journeys))) for seconds, journeys in together]
+    journeys = [each for _, some in together for each in some] or [alone]
+    cost, journey_s = watch.slowest([statistics.median(costs), statistics.median(journeys)])
+    return _Beside(max(0.0, cost), min(1.0, max(SLOWEST_PACE, travel_s / journey_s)))

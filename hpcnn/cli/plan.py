@@ -7,17 +7,16 @@ import json
 from pathlib import Path
 
 from hpcnn import config as configuration
+from hpcnn.analysis.forecast import forecast, model_of, read_plan
 from hpcnn.cli.table import format_table, quantity
-from hpcnn.data import open_data
 from hpcnn.errors import PlanError
-from hpcnn.nn import models
 from hpcnn.plan import costs, planner
 from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
-from hpcnn.plan.exchanges import bucket_loads, choose_buckets
+from hpcnn.plan.exchanges import bucket_loads
 from hpcnn.plan.machine import DEFAULT
 from hpcnn.plan.machine import load as load_machine
-from hpcnn.plan.prediction import Prediction, predict
-from hpcnn.plan.search import Runner, Search, plan_for, search_for
+from hpcnn.plan.prediction import Prediction
+from hpcnn.plan.search import Runner, Search
 from hpcnn.plan.site import Site
 from hpcnn.plan.turns import peak_elements
 from hpcnn.spec import ModelSpec
@@ -46,32 +45,12 @@ def run(args: argparse.Namespace) -> int:
             f"plan: --ranks (={args.ranks}) and --ranks-per-node (={args.ranks_per_node}) must be at least 1."
         )
     config = configuration.load(args.config, args.set)
-    with open_data(config.data, "train") as data:
-        model = models.configured(config.model, data.image_shape, data.num_classes)
+    model = model_of(config)
     machine_file = args.machine or config.exchange.machine
     machine = load_machine(machine_file) if machine_file else DEFAULT
     site = Site.of(config, machine, tuple(rank // args.ranks_per_node for rank in range(args.ranks)))
-    search = None
-    if args.plan is not None:
-        plan = planner.from_toml(_text(args.plan), model, config.train.global_batch)
-    elif config.plan.preset == "auto":
-        search = search_for(config, model, site)
-        plan = planner.in_turns(search.plan, model, config.plan.turns)
-    else:
-        plan = plan_for(config, model, site)
-    if plan.ranks != args.ranks:
-        raise PlanError(f"plan: made for {plan.ranks} ranks and --ranks is {args.ranks}; both must be equal.")
-    buckets = choose_buckets(
-        model,
-        config.exchange.kind,
-        bucket_bytes=config.exchange.bucket_bytes,
-        ranks=plan.ranks,
-        global_batch=plan.global_batch,
-        machine=machine,
-        nodes=site.nodes,
-        plan=plan,
-    )
-    predicted = predict(model, plan, buckets, site)
+    plan_text = None if args.plan is None else read_plan(args.plan)
+    plan, buckets, predicted, search = forecast(config, model, site, plan_text)
     print(_describe(model, plan, predicted, search))
     print(f"\n{_describe_exchange(model, plan, buckets, config.exchange.algorithm, site)}")
     if args.save:
@@ -80,13 +59,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(_as_json(predicted, search), indent=1) + "\n")
     return 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"plan: cannot read '{path}': {error}.") from None
 
 
 def _as_json(predicted: Prediction, search: Search | None) -> dict[str, object]:
@@ -194,7 +166,10 @@ def _describe_exchange(
             rows.append((*head, "-", "-", "-", "-"))
             continue
         everyone = [
-            bucket_loads(bucket, model, algorithm, rank, plan.ranks, plan.global_batch, site.machine, site.nodes)
+            bucket_loads(
+                *(bucket, model, algorithm, rank, plan.ranks, plan.global_batch, site.machine, site.nodes),
+                wire_bytes=site.wire_bytes,
+            )
             for rank in range(min(plan.ranks, MOST_RANKS))
         ]
         for loads in zip(*everyone, strict=True):

@@ -7,10 +7,9 @@ from itertools import product
 from pathlib import Path
 
 from hpcnn import config as configuration
+from hpcnn.analysis.forecast import model_of
 from hpcnn.cli.table import format_table, quantity
-from hpcnn.data import open_data
 from hpcnn.errors import DataError, PlanError
-from hpcnn.nn import models
 from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.machine import named
 from hpcnn.plan.simulation import ALGORITHMS, PLANS, Point, Series, Simulation, simulate
@@ -54,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     machine = load_machine(args.machine)
     if args.out is not None:
         _make_folder(args.out)
-    with open_data(config.data, "train") as data:
-        model = models.configured(config.model, data.image_shape, data.num_classes)
+    model = model_of(config)
     done = simulate(
         config,
         model,

@@ -59,6 +59,7 @@ def choose_buckets(
     nodes: tuple[int, ...] | None = None,
     plan: Plan | None = None,
     rank: int = 0,
+    wire_bytes: int = FLOAT_BYTES,
 ) -> tuple[Bucket, ...]:
     """Return the buckets of a model, each with its kind, in the order backward completes them.
 
@@ -78,6 +79,8 @@ def choose_buckets(
     plan, rank
         Whose parts of the layers lie in the flat vector; left out, everything does. Factors serve layers that have all
         weights on every rank and a block of the batch.
+    wire_bytes : int
+        Of an element of a gradient in messages.
 
     Raises
     ------
@@ -110,7 +113,7 @@ def choose_buckets(
     link = machine.link(same_node=nodes is not None and len(set(nodes)) == 1)
 
     def seconds(bucket: Bucket) -> float:
-        loads = bucket_loads(bucket, model, "auto", 0, ranks, global_batch, machine, nodes)
+        loads = bucket_loads(bucket, model, "auto", 0, ranks, global_batch, machine, nodes, wire_bytes)
         travel_s = sum(load.messages * link.alpha_s + load.num_bytes * link.beta_s_per_byte for load in loads)
         updated = bucket.size / (1 if bucket.kind == "allreduce" else ranks)
         return travel_s + updated * UPDATE_BYTES / machine.rates.update_bytes_per_s
@@ -146,34 +149,38 @@ def bucket_loads(
     global_batch: int,
     machine: Machine = DEFAULT,
     nodes: tuple[int, ...] | None = None,
+    wire_bytes: int = FLOAT_BYTES,
 ) -> tuple[Load, ...]:
-    """Return what `rank` sends for a bucket in one step, by one of hpcnn's algorithms or "auto"."""
+    """Return what `rank` sends for a bucket in one step, by one of hpcnn's algorithms or "auto".
+
+    Gradients, inputs and errors travel in `wire_bytes` an element, parameters whole.
+    """
     if bucket.cut > 1:
         nodes = None if nodes is None else nodes[rank % bucket.cut :: bucket.cut]
         rank, ranks = rank // bucket.cut, ranks // bucket.cut
     if ranks == 1:
         return ()
 
-    def chosen(kind: str, count: int) -> str:
+    def chosen(kind: str, count: int, wire_bytes: int = wire_bytes) -> str:
         if algorithm != "auto":
             return "butterfly" if algorithm == "halving-doubling" and kind != "allreduce" else algorithm
         if kind == "allreduce":
-            return choice.allreduce_algorithm(count * FLOAT_BYTES, ranks, machine, nodes)
-        return choice.block_algorithm(count * FLOAT_BYTES, ranks, machine, nodes, kind=kind)
+            return choice.allreduce_algorithm(count * FLOAT_BYTES, ranks, machine, nodes, wire_bytes=wire_bytes)
+        return choice.block_algorithm(count * FLOAT_BYTES, ranks, machine, nodes, kind=kind, wire_bytes=wire_bytes)
 
-    def gather(item: str, sizes: list[int]) -> Load:
+    def gather(item: str, sizes: list[int], wire_bytes: int = FLOAT_BYTES) -> Load:
         bounds = _bounds(sizes)
-        name = chosen("allgather", bounds[-1])
-        return _load(item, name, schedules.allgather(name, rank, ranks, bounds[-1], bounds, nodes=nodes))
+        name = chosen("allgather", bounds[-1], wire_bytes)
+        return _load(item, name, schedules.allgather(name, rank, ranks, bounds[-1], bounds, nodes=nodes), wire_bytes)
 
     if bucket.kind == "allreduce":
         name = chosen("allreduce", bucket.size)
-        return (_load("gradients", name, schedules.allreduce(name, rank, ranks, bucket.size, nodes=nodes)),)
+        return (_load("gradients", name, schedules.allreduce(name, rank, ranks, bucket.size, nodes=nodes), wire_bytes),)
     if bucket.kind == "sharded":
         slices = [block.size for block in geometry.blocks(bucket.size, ranks)]
         name = chosen("reduce_scatter", bucket.size)
         scatter = schedules.reduce_scatter(name, rank, ranks, bucket.size, _bounds(slices), nodes=nodes)
-        return _load("gradients", name, scatter), gather("parameters", slices)
+        return _load("gradients", name, scatter, wire_bytes), gather("parameters", slices)
     layer = next(layer for layer in model.layers if layer.name == bucket.layers[0])
     num_out, num_in = layer.parameters["weight"]
     samples = [block.size for block in geometry.blocks(global_batch, ranks)]
@@ -181,14 +188,14 @@ def bucket_loads(
     away = [samples[rank] * width for peer, width in enumerate(features) if peer != rank]  # to each, as `alltoall` does
     messages = sum(count > 0 for count in away)
     return (
-        Load(item="inputs", algorithm="pairwise", messages=messages, num_bytes=sum(away) * FLOAT_BYTES),
-        gather("errors", [n * num_out for n in samples]),
+        Load(item="inputs", algorithm="pairwise", messages=messages, num_bytes=sum(away) * wire_bytes),
+        gather("errors", [n * num_out for n in samples], wire_bytes),
         gather("parameters", [width * num_out for width in features]),
     )
 
 
-def _load(item: str, algorithm: str, schedule: Schedule) -> Load:
-    num_bytes = schedule.num_elements_sent * FLOAT_BYTES
+def _load(item: str, algorithm: str, schedule: Schedule, wire_bytes: int) -> Load:
+    num_bytes = schedule.num_elements_sent * wire_bytes
     return Load(item=item, algorithm=algorithm, messages=schedule.num_messages, num_bytes=num_bytes)
 
 

@@ -94,6 +94,8 @@ class Rates:
     """Seconds of an operator on next to nothing."""
     beside_s_per_byte: float = 1e-9
     """Seconds by which a byte that is sent meanwhile, and another received, lengthen a rank's computation."""
+    pace_beside: float = 1.0
+    """Speed of messages while ranks compute, in terms of that while they wait: less where cores are few."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

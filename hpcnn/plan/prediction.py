@@ -2,8 +2,8 @@
 
 All ranks are taken to be in step: an operation lasts as long as on the rank where it is longest. There is one wire, on
 which the most urgent of what is under way travels; what a step waits for adds to it, what travels meanwhile lengthens
-the computation a little (`Rates.beside_s_per_byte`). Three steps are played, as parameters of one may still travel in
-the next; the last one counts.
+the computation a little (`Rates.beside_s_per_byte`) and is slower than it could be (`Rates.pace_beside`). Three steps
+are played, as parameters of one may still travel in the next; the last one counts.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class _Wire:
 
     overlap: bool
     beside_s_per_byte: float
+    pace_beside: float
     segment_s: float
     now: float = 0.0
     jobs: list[_Job] = field(default_factory=list)
@@ -132,10 +133,10 @@ class _Wire:
         begin = self.now
         while self.overlap and self.jobs and seconds > 0.0:
             job = self.jobs[0]
-            slower = 1.0 + min(1.0, job.bytes_per_s * self.beside_s_per_byte)
-            passing = min(job.left_s, seconds * slower)
+            slower = 1.0 + min(1.0, job.bytes_per_s * self.pace_beside * self.beside_s_per_byte)
+            passing = min(job.left_s / self.pace_beside, seconds * slower)
             seconds -= passing / slower
-            self._pass(job, passing)
+            self._pass(job, passing, self.pace_beside)
         self.now += max(0.0, seconds)
         return self.now - begin
 
@@ -150,9 +151,9 @@ class _Wire:
         self.now = max(self.now, until)
         return self.now - begin
 
-    def _pass(self, job: _Job, seconds: float) -> None:
+    def _pass(self, job: _Job, seconds: float, pace: float = 1.0) -> None:
         self.now += seconds
-        job.left_s -= seconds
+        job.left_s -= pace * seconds
         if job.left_s <= 1e-12:
             job.left_s = 0.0
             self.jobs.remove(job)
@@ -191,7 +192,8 @@ class _Player:
         rates = site.machine.rates
         self._stall_s = site.machine.stall_s if site.ranks > 1 else 0.0
         segment = site.machine.segment_bytes(single_node=len(set(site.nodes)) == 1)
-        self._wire = _Wire(site.overlap, rates.beside_s_per_byte, SEGMENTS * segment * link.beta_s_per_byte)
+        ahead_s = SEGMENTS * segment * link.beta_s_per_byte
+        self._wire = _Wire(site.overlap, rates.beside_s_per_byte, rates.pace_beside, ahead_s)
         order = {layer.name: index for index, layer in enumerate(model.layers)}
         self._carriers = []
         for bucket, (reduce, publish) in zip(buckets, ways, strict=True):

@@ -238,6 +238,7 @@ class Search:
             machine=self._site.machine,
             nodes=self._site.nodes,
             plan=plan,
+            wire_bytes=self._site.wire_bytes,
         )
 
     # -- the programme ----------------------------------------------------------------------------------------------

@@ -186,6 +186,7 @@ def _fastest(config: Config, model: ModelSpec, site: Site, series: Series, batch
                 machine=site.machine,
                 nodes=site.nodes,
                 plan=plan,
+                wire_bytes=site.wire_bytes,
             )
             predicted = predict(model, plan, buckets, site)
             if best is None or predicted.step_s < best.prediction.step_s:
@@ -231,11 +232,13 @@ def _travel(bucket: Bucket, model: ModelSpec, site: Site, batch: int) -> Travel:
 
 def _algorithms(bucket: Bucket, site: Site) -> tuple[str, ...]:
     """Return the algorithms of a bucket's collectives, those chosen where that is left to choose."""
-    nodes, num_bytes = site.nodes[:: bucket.cut], bucket.size * FLOAT_BYTES
+    nodes, num_bytes, wire_bytes = site.nodes[:: bucket.cut], bucket.size * FLOAT_BYTES, site.wire_bytes
     if site.algorithm not in ("auto", "mpi") or len(nodes) == 1:
         return (site.algorithm,) if len(nodes) > 1 else ()
     if bucket.kind == "allreduce":
-        return (choice.allreduce_algorithm(num_bytes, len(nodes), site.machine, nodes),)
-    kinds = ("reduce_scatter", "allgather")
-    found = (choice.block_algorithm(num_bytes, len(nodes), site.machine, nodes, kind=kind) for kind in kinds)
+        return (choice.allreduce_algorithm(num_bytes, len(nodes), site.machine, nodes, wire_bytes=wire_bytes),)
+    found = (
+        choice.block_algorithm(num_bytes, len(nodes), site.machine, nodes, kind=kind, wire_bytes=width)
+        for kind, width in (("reduce_scatter", wire_bytes), ("allgather", FLOAT_BYTES))
+    )
     return tuple(dict.fromkeys(found))

@@ -55,6 +55,8 @@ class Site:
         Whether batch norms sum their statistics over ranks.
     state_slots : int
         Numbers that the optimizer keeps for each parameter.
+    wire_bytes : int
+        Of an element of a gradient in messages.
     """
 
     machine: Machine = DEFAULT
@@ -64,6 +66,7 @@ class Site:
     lazy: bool = True
     sync_batchnorm: bool = True
     state_slots: int = 1
+    wire_bytes: int = FLOAT_BYTES
 
     @classmethod
     def of(cls, config: Config, machine: Machine, nodes: tuple[int, ...]) -> Site:
@@ -77,6 +80,7 @@ class Site:
             lazy=exchange.wait == "layer",
             sync_batchnorm=config.model.sync_batchnorm,
             state_slots=2 if config.train.optimizer.startswith("adam") else 1,
+            wire_bytes=FLOAT_BYTES if exchange.wire == "fp32" else FLOAT_BYTES // 2,
         )
 
     @cached_property
@@ -118,35 +122,46 @@ class Site:
             ),
         )
 
-    def blocks(self, kind: str, count: int, nodes: tuple[int, ...]) -> Journey:
+    def blocks(self, kind: str, count: int, nodes: tuple[int, ...], wire_bytes: int = FLOAT_BYTES) -> Journey:
         """Return what an "allgather" or "reduce_scatter" of `count` elements costs among ranks on `nodes`."""
         size, name = len(nodes), self.algorithm
         if size == 1 or not count:
             return NOWHERE
         if name in ("auto", "mpi"):
-            name = choice.block_algorithm(count * FLOAT_BYTES, size, self.machine, nodes, kind=kind)
+            name = choice.block_algorithm(
+                count * FLOAT_BYTES, size, self.machine, nodes, kind=kind, wire_bytes=wire_bytes
+            )
         elif name == "halving-doubling":
             name = "butterfly"
-        seconds = pricing.blocks_seconds(kind, name, count, self.machine, nodes)
+        seconds = pricing.blocks_seconds(kind, name, count, self.machine, nodes, wire_bytes=wire_bytes)
         found = pricing.regular(kind, name, self.machine, nodes)
         if found is not None:
-            return _journey(seconds, *found.sent(count))
+            return _journey(seconds, *found.sent(count), wire_bytes)
         build = schedules.allgather if kind == "allgather" else schedules.reduce_scatter
-        return _busiest(seconds, [build(name, rank, size, count, nodes=nodes) for rank in _few(size)])
+        return _busiest(seconds, [build(name, rank, size, count, nodes=nodes) for rank in _few(size)], wire_bytes)
 
-    def summed(self, count: int, nodes: tuple[int, ...], itemsize: int = FLOAT_BYTES, algorithm: str = "") -> Journey:
+    def summed(
+        self,
+        count: int,
+        nodes: tuple[int, ...],
+        itemsize: int = FLOAT_BYTES,
+        algorithm: str = "",
+        wire_bytes: int | None = None,
+    ) -> Journey:
         """Return what an all-reduce of `count` elements costs among ranks on `nodes`."""
         size, name = len(nodes), algorithm or self.algorithm
         if size == 1 or not count:
             return NOWHERE
         if name in ("auto", "mpi"):
-            name = choice.allreduce_algorithm(count * itemsize, size, self.machine, nodes, itemsize=itemsize)
-        seconds = pricing.allreduce_seconds(name, count, self.machine, nodes, itemsize)
+            name = choice.allreduce_algorithm(
+                count * itemsize, size, self.machine, nodes, itemsize=itemsize, wire_bytes=wire_bytes
+            )
+        seconds = pricing.allreduce_seconds(name, count, self.machine, nodes, itemsize, wire_bytes)
         found = pricing.regular("allreduce", name, self.machine, nodes)
         if found is not None:
-            return _journey(seconds, *found.sent(count), itemsize)
+            return _journey(seconds, *found.sent(count), wire_bytes or itemsize)
         some = [schedules.allreduce(name, rank, size, count, nodes=nodes) for rank in _few(size)]
-        return _busiest(seconds, some, itemsize)
+        return _busiest(seconds, some, wire_bytes or itemsize)
 
     def exchanged(self, bucket: Bucket, model: ModelSpec, global_batch: int) -> tuple[Journey, Journey]:
         """Return what a bucket's gradients cost to become global, and its parameters to become current."""
@@ -154,23 +169,23 @@ class Site:
         if len(nodes) == 1:
             return NOWHERE, NOWHERE
         if bucket.kind == "allreduce":
-            return self.summed(bucket.size, nodes), NOWHERE
+            return self.summed(bucket.size, nodes, wire_bytes=self.wire_bytes), NOWHERE
         gather = self.blocks("allgather", bucket.size, nodes)
         if bucket.kind == "sharded":
-            return self.blocks("reduce_scatter", bucket.size, nodes), gather
+            return self.blocks("reduce_scatter", bucket.size, nodes, self.wire_bytes), gather
         layer = next(layer for layer in model.layers if layer.name == bucket.layers[0])
         num_out, num_in = layer.parameters["weight"]
         # Inputs left during forward already; of the two, errors are what backward waits for.
-        inputs = self.blocks("reduce_scatter", -(-global_batch // len(nodes)) * num_in, nodes)
-        errors = self.blocks("allgather", global_batch * num_out, nodes)
+        inputs = self.blocks("reduce_scatter", -(-global_batch // len(nodes)) * num_in, nodes, self.wire_bytes)
+        errors = self.blocks("allgather", global_batch * num_out, nodes, self.wire_bytes)
         return inputs.and_then(errors), gather
 
 
-def _journey(seconds: float, num_elements: int, num_messages: int, itemsize: int = FLOAT_BYTES) -> Journey:
+def _journey(seconds: float, num_elements: int, num_messages: int, itemsize: int) -> Journey:
     return Journey(seconds, num_elements * itemsize, num_messages)
 
 
-def _busiest(seconds: float, some: Sequence[Schedule], itemsize: int = FLOAT_BYTES) -> Journey:
+def _busiest(seconds: float, some: Sequence[Schedule], itemsize: int) -> Journey:
     busiest = max(some, key=lambda schedule: (schedule.num_elements_sent, schedule.num_messages))
     return _journey(seconds, busiest.num_elements_sent, busiest.num_messages, itemsize)
 

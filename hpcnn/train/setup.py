@@ -97,6 +97,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         nodes=world.engine.nodes,
         plan=plan,
         rank=world.rank,
+        wire_bytes=Site.of(config, machine, world.engine.nodes).wire_bytes,
     )
     _check_agreement(world, config, spec, plan, buckets)
     per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)

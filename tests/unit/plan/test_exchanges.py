@@ -141,3 +141,16 @@ def test_small_models_get_smaller_buckets_so_that_their_gradients_travel_during_
     lenet = models.build("lenet5", (28, 28, 1), 10)
     buckets = choose_buckets(lenet, "allreduce", bucket_bytes=4_000_000, ranks=4, global_batch=64)
     assert all(4 * bucket.size >= 1 << 16 for bucket in buckets[:-1])
+
+
+@pytest.mark.parametrize(("kind", "halved"), [("allreduce", 1.0), ("sharded", 0.5), ("factors", 0.5)])
+def test_narrow_messages_halve_gradients_but_not_parameters(kind, halved):
+    for bucket in choose_buckets(ALEXNET, kind, bucket_bytes=4_000_000, ranks=4, global_batch=32):
+        wide = bucket_loads(bucket, ALEXNET, "ring", 0, 4, 32)
+        narrow = bucket_loads(bucket, ALEXNET, "ring", 0, 4, 32, wire_bytes=2)
+        for one, other in zip(wide, narrow, strict=True):
+            assert other.num_bytes == (one.num_bytes if one.item == "parameters" else one.num_bytes / 2)
+            assert other.messages == one.messages
+        if bucket.kind == kind and kind != "factors":
+            sums = [sum(load.num_bytes for load in some) for some in (wide, narrow)]
+            assert sums[1] == pytest.approx((1 - halved / 2) * sums[0])

@@ -93,6 +93,19 @@ def test_bytes_that_travel_beside_the_computation_lengthen_it():
     assert quiet.compute_s < loud.compute_s <= quiet.compute_s + sent * 1e-9
 
 
+def test_messages_that_travel_slower_beside_the_computation_leave_more_to_wait_for():
+    plan = make_plan(spec(), "data", 2, BATCH)
+    link = Link(alpha_s=1e-9, beta_s_per_byte=1e-7)
+    apart = foretold(plan, replace(site_of(2, link, QUIET), overlap=False))
+    for pace in (1.0, 0.5, 0.25):
+        found = foretold(plan, site_of(2, link, replace(QUIET, pace_beside=pace)))
+        assert found.compute_s == pytest.approx(apart.compute_s)
+        # All that travels is on the wire from the first gradient on, and beside all computation that is left.
+        hidden = apart.exposed_s - found.exposed_s
+        full = apart.exposed_s - foretold(plan, site_of(2, link, QUIET)).exposed_s
+        assert hidden == pytest.approx(pace * full, rel=1e-3)
+
+
 def test_layers_whose_inputs_are_moved_wait_for_them():
     plan = make_plan(spec(), "hybrid", 4, BATCH)
     found = foretold(plan, site_of(4, Link(alpha_s=1e-9, beta_s_per_byte=1e-8)))
@@ -185,3 +198,13 @@ def test_ranks_that_are_out_of_step_wait_wherever_they_meet():
     assert stalled.compute_s == pytest.approx(found.compute_s)
     # fc1's input and the logits; the gradients of both, of which fc1's hides behind its weights' gradient in part.
     assert 3 * 0.5 < stalled.exposed_s - found.exposed_s <= 4 * 0.5 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["allreduce", "sharded"])
+def test_narrow_gradients_are_waited_for_half_as_long(kind):
+    plan = make_plan(spec(), "data", 4, BATCH)
+    apart = site_of(4, Link(alpha_s=1e-9, beta_s_per_byte=1e-7), overlap=False)
+    wide, narrow = (foretold(plan, replace(apart, wire_bytes=size), kind) for size in (4, 2))
+    share = 0.5 if kind == "allreduce" else 0.75  # parameters travel as they are
+    assert narrow.exposed_s == pytest.approx(share * wide.exposed_s, rel=1e-3)
+    assert narrow.compute_s == pytest.approx(wide.compute_s)
