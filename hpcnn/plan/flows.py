@@ -125,7 +125,7 @@ def shapes(kind: str, algorithm: str, nodes: tuple[int, ...], fabric: Fabric | N
     busiest = int(sends.argmax())
     own: Counter[Shape] = Counter()
     for flow, shape in zip(flows, every, strict=True):
-        if (flow.sources == busiest).any():
+        if flow.sources.size == len(nodes) or (flow.sources == busiest).any():
             own[shape] += flow.repeat
     return Shapes(tuple(found.items()), tuple(own), tuple(own.values()))
 

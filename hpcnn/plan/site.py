@@ -109,18 +109,7 @@ class Site:
         if bounds is not None:
             count = bounds[-1]
             return self.blocks("allgather", count, self.nodes), self.blocks("reduce_scatter", count, self.nodes)
-        there = [_parcels(movement, rank) for rank in self.looked_at()]
-        seconds = _parcels_seconds(movement, self.machine, self.nodes)
-        sent = max(there, key=lambda schedule: schedule.num_elements_sent)
-        fetched = max(there, key=lambda schedule: schedule.count - schedule.num_elements_sent)
-        return (
-            Journey(seconds, sent.num_elements_sent * FLOAT_BYTES, sent.num_messages),
-            Journey(
-                seconds,
-                (fetched.count - fetched.num_elements_sent) * FLOAT_BYTES,
-                sum(len(step.receives) for step in fetched.steps),
-            ),
-        )
+        return _parcels_journeys(movement, self.machine, self.nodes, self.looked_at())
 
     def blocks(self, kind: str, count: int, nodes: tuple[int, ...], wire_bytes: int = FLOAT_BYTES) -> Journey:
         """Return what an "allgather" or "reduce_scatter" of `count` elements costs among ranks on `nodes`."""
@@ -212,5 +201,18 @@ def _transfer(parcel: Parcel, start: int) -> Transfer:
 
 
 @lru_cache(maxsize=4096)
-def _parcels_seconds(movement: Movement, machine: Machine, nodes: tuple[int, ...]) -> float:
-    return pricing.price(lambda rank: _parcels(movement, rank), machine, nodes)
+def _parcels_journeys(
+    movement: Movement, machine: Machine, nodes: tuple[int, ...], looked_at: tuple[int, ...]
+) -> tuple[Journey, Journey]:
+    there = [_parcels(movement, rank) for rank in looked_at]
+    seconds = pricing.price(lambda rank: _parcels(movement, rank), machine, nodes)
+    sent = max(there, key=lambda schedule: schedule.num_elements_sent)
+    fetched = max(there, key=lambda schedule: schedule.count - schedule.num_elements_sent)
+    return (
+        Journey(seconds, sent.num_elements_sent * FLOAT_BYTES, sent.num_messages),
+        Journey(
+            seconds,
+            (fetched.count - fetched.num_elements_sent) * FLOAT_BYTES,
+            sum(len(step.receives) for step in fetched.steps),
+        ),
+    )
