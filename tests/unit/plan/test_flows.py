@@ -65,3 +65,48 @@ def test_flows_send_what_the_busiest_rank_sends(kind, algorithm):
                 continue
             busiest = max(s.num_elements_sent for s in every_schedule(kind, algorithm, nodes, 5040 * size))
             assert shapes.sent(5040 * size)[0] == pytest.approx(busiest, rel=1e-4), (size, nodes)
+
+
+@pytest.mark.parametrize("size", [128, 1024, 8192])
+def test_thousands_of_ranks_cost_what_the_formulas_say(size):
+    flat, nodes = Link(alpha_s=ALPHA, beta_s_per_byte=BETA), tuple(range(size))
+    machine = Machine(start_s=1e-6, gamma_s_per_byte=GAMMA, node=flat, network=flat)
+    n, log, part = 4 * 1024 * size, log2(size), (size - 1) / size
+    expected = {
+        "butterfly": log * (ALPHA + n * BETA + n * GAMMA),
+        "halving-doubling": 2 * log * ALPHA + part * n * (2 * BETA + GAMMA),
+        "ring": 2 * (size - 1) * ALPHA + part * n * (2 * BETA + GAMMA),
+    }
+    for name, seconds in expected.items():
+        assert pricing.allreduce_seconds(name, n // 4, machine, nodes) == pytest.approx(1e-6 + seconds)
+    pairwise = (size - 1) * ALPHA + part * n * BETA
+    assert pricing.blocks_seconds("allgather", "pairwise", n // 4, machine, nodes) == pytest.approx(1e-6 + pairwise)
+
+
+def test_ranks_of_a_node_share_its_port_and_add_at_the_same_time():
+    nodes, n = tuple(rank // 32 for rank in range(8192)), 4 << 20
+    machine = Machine(
+        start_s=0.0, gamma_s_per_byte=GAMMA, node=INNER, network=Link(alpha_s=ALPHA, beta_s_per_byte=BETA)
+    )
+    inside = 5 * (INNER.alpha_s + n * (INNER.beta_s_per_byte + GAMMA))
+    across = 8 * (ALPHA + 32 * n * BETA + n * GAMMA)
+    assert pricing.allreduce_seconds("butterfly", n // 4, machine, nodes) == pytest.approx(inside + across)
+
+
+def test_neither_walks_nor_schedules_are_needed_for_thousands_of_ranks(monkeypatch):
+    looked_at = []
+    shape = flows._shape
+    monkeypatch.setattr(flows, "_shape", lambda *args: looked_at.append(1) or shape(*args))
+    monkeypatch.setattr(schedules, "allreduce", lambda *args, **kwargs: pytest.fail("a schedule was built"))
+    flows.shapes.cache_clear()
+    nodes = tuple(rank // 32 for rank in range(8192))
+    for count in range(10_000_000, 10_000_020):
+        for algorithm in schedules.ALLREDUCE_ALGORITHMS:
+            pricing.allreduce_seconds(algorithm, count, TWO_LEVELS, nodes)
+    assert len(looked_at) <= 2 + 13 + 26 + 26
+
+
+def test_nodes_of_different_sizes_are_left_to_the_walk():
+    nodes = (0, 0, 0, 1, 1)
+    assert flows.shapes("allreduce", "hierarchical", nodes, None, 1.0) is None
+    assert flows.shapes("allreduce", "ring", nodes, None, 1.0) is not None
