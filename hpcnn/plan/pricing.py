@@ -6,9 +6,10 @@ same time. All that the ranks of a node send to other nodes in one step shares t
 counts more (`Link.crossing`) unless they all exchange with the same nodes.
 
 Up to `MOST_EXACT` ranks every rank has its clock. Above, steps are in lock step: each lasts as long as the slowest rank
-takes. Collectives are then priced by their flows (`flows.py`); of what is not regular enough for that only the ranks of
-a few whole nodes are looked at: the first, the middle and the last. Where the machine has a `Fabric`, what ranks send
-to other nodes lasts at least as long as the busiest link above the nodes needs for the messages of the step.
+takes, and only the ranks of a few whole nodes are looked at: the first, the middle and the last. Collectives of more
+than `MOST_WALKED` ranks are priced by their flows instead (`flows.py`), of all ranks in lock step, if they are regular.
+Where the machine has a `Fabric`, what ranks send to other nodes lasts at least as long as the busiest link above the
+nodes needs for the messages of the step.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from hpcnn.plan.schedules import Schedule, Step
 
 MOST_EXACT = 64
 """Ranks that have a clock each."""
+
+MOST_WALKED = 32
+"""Ranks up to which a collective is priced by the schedules of all; above, by its flows where it is regular."""
 
 MOST_SAMPLED = 16
 """Ranks looked at where there are more, unless a single node has more."""
@@ -161,7 +165,7 @@ def blocks_seconds(
 
 def regular(kind: str, algorithm: str, machine: Machine, nodes: tuple[int, ...]) -> Shapes | None:
     """Return the shapes by which a collective is priced; None where it is priced by its schedules."""
-    if len(nodes) <= MOST_EXACT:
+    if len(nodes) <= MOST_WALKED:
         return None
     return shapes(kind, algorithm, nodes, machine.fabric, machine.link(same_node=False).crossing)
 

@@ -23,8 +23,8 @@ from hpcnn.plan.prediction import Prediction, predict
 from hpcnn.plan.site import Journey, Site
 from hpcnn.spec import ModelSpec
 
-MOST_CUT = 64
-"""Ranks up to which "auto" compares plans that cut layers: placing the boxes of more takes minutes."""
+MOST_CUT = 32
+"""Ranks up to which "auto" compares plans that cut layers: to place the boxes of more takes minutes."""
 
 PLANS = ("auto", *PRESETS)
 ALGORITHMS = ("auto", *dict.fromkeys(schedules.ALLREDUCE_ALGORITHMS + schedules.BLOCK_ALGORITHMS))
@@ -34,7 +34,7 @@ ALGORITHMS = ("auto", *dict.fromkeys(schedules.ALLREDUCE_ALGORITHMS + schedules.
 class Series:
     """One curve: how the model is split, and how gradients travel.
 
-    `plan` is a preset, or "auto" for the fastest of all (of 64 ranks and fewer; above, "data"); layer by layer no plan
+    `plan` is a preset, or "auto" for the fastest of all (of 32 ranks and fewer; above, "data"); layer by layer no plan
     is looked for. `kind` and `algorithm` are those of `config.ExchangeConfig`.
     """
 
