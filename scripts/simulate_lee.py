@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from hpcnn import config as configuration
 from hpcnn.analysis.forecast import model_of
-from hpcnn.plan import machine
+from hpcnn.plan import machine as machines
+from hpcnn.plan.machine import Machine
 from hpcnn.plan.simulation import Series, Simulation, simulate
 from hpcnn.report.simulation import plot_simulation, write_csv
 
@@ -45,28 +47,41 @@ def main() -> None:
     """Simulate, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("lee"), help="folder; default: lee")
-    out = parser.parse_args().out
+    parser.add_argument("--slower", type=float, default=1.0, help="times as many seconds a byte between nodes")
+    args = parser.parse_args()
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     for name, batch, most in (("nodes", 256, 256), ("cores", 8192, 8192)):
-        done = {model: run(model, f"cori-haswell-{name}", batch, most) for model in PUBLISHED}
+        machine = slowed(machines.load(f"cori-haswell-{name}"), args.slower)
+        done = {model: run(model, machine, batch, most) for model in PUBLISHED}
         write_csv(done, out / f"{name}.csv")
         title = f"strong scaling, {batch} samples a step, a rank a {name[:-1]} of cori-haswell-{name}, simulated"
         plot_simulation(done, [out / f"{name}.svg", out / f"{name}.png"], title, PUBLISHED)
         for model, simulation in done.items():
             report(name, model, simulation)
     for batch, speed_up in VGG_A.items():
-        simulation = run("vgg11", "cori-haswell-nodes", batch, 128, (THEIRS,))
+        machine = slowed(machines.load("cori-haswell-nodes"), args.slower)
+        simulation = run("vgg11", machine, batch, 128, (THEIRS,))
         one, *_, last = simulation.of(THEIRS)
         print(f"VGG-A, {batch} samples, 128 nodes over one: {last.speed_up / one.speed_up:.1f}; published {speed_up}")
     print(f"{time.perf_counter() - begin:.1f} s, {time.process_time():.1f} s of processor time")
 
 
-def run(model: str, where: str, batch: int, most: int, series: tuple[Series, ...] = SERIES) -> Simulation:
-    """Return a model's simulation on 1, 2, 4, ... ranks."""
-    config = configuration.load(model, [*SETTINGS, f"train.global_batch={batch}"])
+def slowed(machine: Machine, factor: float) -> Machine:
+    """Return a machine whose bytes take longer between nodes."""
+    link = machine.link(same_node=False)
+    return replace(machine, network=replace(link, beta_s_per_byte=factor * link.beta_s_per_byte))
+
+
+def run(model: str, machine: Machine, batch: int, most: int, series: tuple[Series, ...] = SERIES) -> Simulation:
+    """Return a model's simulation on 1, 2, 4, ... ranks; their exchange takes every layer by itself."""
     ranks = [1 << power for power in range(most.bit_length())]
-    return simulate(config, model_of(config), machine.load(where), ranks, series)
+    done = []
+    for some, extra in (((THEIRS,), ("exchange.bucket_bytes=1",)), (tuple(s for s in series if s != THEIRS), ())):
+        config = configuration.load(model, [*SETTINGS, *extra, f"train.global_batch={batch}"])
+        done += [simulate(config, model_of(config), machine, ranks, some)] if some else []
+    return replace(done[-1], points=tuple(point for one in done for point in one.points))
 
 
 def report(ranks: str, model: str, simulation: Simulation) -> None:
