@@ -105,7 +105,7 @@ def _describe(model: str, done: Simulation) -> str:
     columns = ["plan", "exchange", "algorithm", "ranks", "cores", "batch", "step s", "compute s", "waits s"]
     columns += ["arrays", "speed-up", "efficiency"]
     rows = [_row(point) for series in dict.fromkeys(p.series for p in done.points) for point in done.of(series)]
-    head = f"{model}: one core would take {done.base_s:.4g} s for {done.base_batch} samples"
+    head = f"{model}: one core (or device) would take {done.base_s:.4g} s for {done.base_batch} samples"
     notes = "".join(f"\nleft out: {note}" for note in done.missing)
     return f"{head}\n\n{format_table(columns, rows, left=3)}{notes}"
 
