@@ -20,7 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.forecast import model_of
 from hpcnn.plan import machine as machines
 from hpcnn.plan.machine import Machine

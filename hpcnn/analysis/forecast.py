@@ -11,7 +11,7 @@ from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.plan import planner
 from hpcnn.plan.buckets import Bucket
-from hpcnn.plan.exchanges import choose_buckets
+from hpcnn.plan.exchanges import choose_buckets, lazy_rounds
 from hpcnn.plan.prediction import Prediction, predict
 from hpcnn.plan.search import Search, plan_for, search_for
 from hpcnn.plan.site import Site
@@ -73,6 +73,7 @@ def forecast(config: Config, model: ModelSpec, site: Site, plan_text: str | None
         nodes=site.nodes,
         plan=plan,
         wire_bytes=site.wire_bytes,
+        every=lazy_rounds(model, config.exchange.lazy_layers, config.exchange.lazy_steps),
     )
     return Forecast(plan, buckets, predict(model, plan, buckets, site), search)
 

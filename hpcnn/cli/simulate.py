@@ -6,36 +6,54 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.forecast import model_of
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import DataError, PlanError
 from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.machine import named
 from hpcnn.plan.simulation import ALGORITHMS, PLANS, Point, Series, Simulation, simulate
 
+MANUAL = Manual(
+    """Predicts steps of training on any numbers of ranks, from the plans, schedules and prices by which ranks would
+    decide, on a machine that a file describes: links, ports that ranks share, switches or a torus, and rates of
+    computation. Starts no ranks. Speed-up is by samples a second, over one core (or device) alone.""",
+    examples=(
+        ("hpcnn simulate vgg16 --ranks 1,8,64 --machine cpu-100g --algorithms ring,auto", "strong scaling"),
+        ("hpcnn simulate resnet50 --ranks 1,8,512 --machine gpu-nvlink-ndr --samples-per-rank 32", "weak scaling"),
+        ("hpcnn simulate my.toml --ranks 1,64 --machine machine.toml --breakdown 64 --out study", "layers, pictures"),
+    ),
+    files=(("simulation.csv, .svg, .png", "with --out: every point, and speed-up and waiting over cores"),),
+    see_also=("hpcnn plan", "hpcnn scale", "hpcnn profile"),
+)
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("simulate", help="predict training steps on machines that are not at hand")
-    parser.add_argument("config", help="TOML file or preset")
-    parser.add_argument("--ranks", required=True, metavar="P,P,...", help="numbers of MPI ranks: 1,2,4,...,8192")
-    machines = f"file of `hpcnn profile`, a description, or one of {', '.join(named())}"
-    parser.add_argument("--machine", required=True, help=machines)
-    parser.add_argument("--plans", default="data", metavar="A,B", help=f"of {', '.join(PLANS)}; default: data")
-    parser.add_argument(
-        "--kinds", metavar="A,B", help="of auto, allreduce, sharded, factors; default: exchange.kind of CONFIG"
+    explain(parser, MANUAL)
+    what, where = parser.add_argument_group("what to simulate"), parser.add_argument_group("the machine")
+    what.add_argument("config", help="TOML file or preset")
+    what.add_argument("--ranks", required=True, metavar="N,...", help="numbers of ranks: 1,2,4,8192 (required)")
+    what.add_argument("--plans", default="data", metavar="A,...", help=f"of {', '.join(PLANS)} (default: data)")
+    kinds = "of auto, allreduce, sharded, factors (default: the configuration's)"
+    what.add_argument("--exchanges", metavar="A,...", help=kinds)
+    algorithms = f"of {', '.join(ALGORITHMS)} (default: auto)"
+    what.add_argument("--algorithms", default="auto", metavar="A,...", help=algorithms)
+    weak = "weak scaling: the batch is so many for each rank (default: train.global_batch, always)"
+    what.add_argument("--samples-per-rank", type=int, default=0, metavar="N", help=weak)
+    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeatable)")
+    machines = f"file, measured by `hpcnn profile` or written by hand, or one of {', '.join(named())} (required)"
+    where.add_argument("--machine", required=True, metavar="FILE", help=machines)
+    per_node = "ranks a node (default: as the machine's description says, or 1)"
+    where.add_argument("--ranks-per-node", type=int, default=0, metavar="K", help=per_node)
+    results = parser.add_argument_group("results")
+    breakdown = "also show layers and collectives on so many ranks (default: none)"
+    results.add_argument("--breakdown", type=int, metavar="N", help=breakdown)
+    results.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write table and pictures here (default: only print)"
     )
-    parser.add_argument(
-        "--algorithms", default="auto", metavar="A,B", help=f"of {', '.join(ALGORITHMS)}; default: auto"
-    )
-    parser.add_argument("--ranks-per-node", type=int, default=0, metavar="K", help="default: as the machine says, or 1")
-    parser.add_argument(
-        "--samples-per-rank", type=int, default=0, metavar="N", help="grow the batch with the ranks (weak scaling)"
-    )
-    parser.add_argument("--breakdown", type=int, metavar="P", help="also show layers and collectives on P ranks")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write simulation.csv, .svg and .png here")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     series = [
         Series(plan, kind, algorithm)
         for plan, kind, algorithm in product(
-            _words(args.plans), _words(args.kinds or config.exchange.kind), _words(args.algorithms)
+            _words(args.plans), _words(args.exchanges or config.exchange.kind), _words(args.algorithms)
         )
     ]
     ranks = _numbers(args.ranks)

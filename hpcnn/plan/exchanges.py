@@ -27,7 +27,7 @@ from hpcnn.plan.layout import Layout
 from hpcnn.plan.machine import DEFAULT, Machine
 from hpcnn.plan.planner import Plan
 from hpcnn.plan.schedules import Schedule
-from hpcnn.spec import LinearSpec, ModelSpec
+from hpcnn.spec import ConvSpec, LinearSpec, ModelSpec
 
 KINDS = ("allreduce", "sharded", "factors")
 
@@ -60,6 +60,7 @@ def choose_buckets(
     plan: Plan | None = None,
     rank: int = 0,
     wire_bytes: int = FLOAT_BYTES,
+    every: Mapping[str, int] | None = None,
 ) -> tuple[Bucket, ...]:
     """Return the buckets of a model, each with its kind, in the order backward completes them.
 
@@ -81,6 +82,8 @@ def choose_buckets(
         weights on every rank and a block of the batch.
     wire_bytes : int
         Of an element of a gradient in messages.
+    every : mapping of str to int
+        Layers whose gradients travel once in so many steps (see `lazy_rounds`).
 
     Raises
     ------
@@ -103,12 +106,12 @@ def choose_buckets(
         _check_asked(asked, {layer.name for layer in linear})
         rest = "sharded" if kind in ("factors", "auto") else kind
         kinds = {layer.name: asked.get(layer.name, rest) for layer in layers}
-        return located(make_buckets(layers, bucket_bytes, kinds, cuts), own)
+        return located(make_buckets(layers, bucket_bytes, kinds, cuts, every), own)
     if kind == "factors":
         kinds = {layer.name: "sharded" for layer in layers} | {layer.name: "factors" for layer in linear}
-        return located(make_buckets(layers, bucket_bytes, kinds, cuts), own)
+        return located(make_buckets(layers, bucket_bytes, kinds, cuts, every), own)
     if kind != "auto":
-        return located(make_buckets(layers, bucket_bytes, {layer.name: kind for layer in layers}, cuts), own)
+        return located(make_buckets(layers, bucket_bytes, {layer.name: kind for layer in layers}, cuts, every), own)
 
     link = machine.link(same_node=nodes is not None and len(set(nodes)) == 1)
 
@@ -122,11 +125,37 @@ def choose_buckets(
         return min((replace(bucket, kind=other) for other in kinds), key=seconds)
 
     if ranks == 1:
-        return make_buckets(layers, bucket_bytes)
+        return make_buckets(layers, bucket_bytes, every=every)
     alone = {name: b for b in make_buckets(layers, 1) for name in b.layers}
     by_factors = {layer.name: "factors" for layer in linear if best(alone[layer.name], KINDS).kind == "factors"}
-    buckets = make_buckets(layers, bucket_bytes, by_factors, cuts)
+    buckets = make_buckets(layers, bucket_bytes, by_factors, cuts, every)
     return located([b if b.kind == "factors" else best(b, ("allreduce", "sharded")) for b in buckets], own)
+
+
+def lazy_rounds(model: ModelSpec, convolutions: int, steps: int) -> dict[str, int]:
+    """Return the layers that are updated once in so many `steps`: all up to the given number of convolutions.
+
+    Lee et al., "Improving scalability of parallel CNN training by adaptively adjusting parameter update frequency",
+    JPDC 159, 2022: the lowest convolutions have few parameters and much to wait for, as the next forward begins there.
+
+    Raises
+    ------
+    PlanError
+        If the model has fewer convolutions.
+    """
+    found: dict[str, int] = {}
+    left = convolutions
+    for layer in model.layers:
+        if left == 0 and (isinstance(layer, ConvSpec | LinearSpec) or not convolutions):
+            return found
+        left -= isinstance(layer, ConvSpec)
+        if layer.parameters:
+            found[layer.name] = steps
+    if left > 0:
+        raise PlanError(
+            f"plan: exchange.lazy_layers is {convolutions} and {model.name} has {convolutions - left} convolutions."
+        )
+    return found
 
 
 def _check_asked(asked: Mapping[str, str], linear: Collection[str]) -> None:

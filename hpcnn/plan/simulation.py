@@ -16,7 +16,7 @@ from hpcnn.config import Config
 from hpcnn.errors import PlanError
 from hpcnn.plan import choice, schedules
 from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
-from hpcnn.plan.exchanges import KINDS, choose_buckets
+from hpcnn.plan.exchanges import KINDS, choose_buckets, lazy_rounds
 from hpcnn.plan.machine import Machine
 from hpcnn.plan.planner import PRESETS, Plan, in_turns, make_plan
 from hpcnn.plan.prediction import Prediction, predict
@@ -187,6 +187,7 @@ def _fastest(config: Config, model: ModelSpec, site: Site, series: Series, batch
                 nodes=site.nodes,
                 plan=plan,
                 wire_bytes=site.wire_bytes,
+                every=lazy_rounds(model, config.exchange.lazy_layers, config.exchange.lazy_steps),
             )
             predicted = predict(model, plan, buckets, site)
             if best is None or predicted.step_s < best.prediction.step_s:

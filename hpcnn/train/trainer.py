@@ -9,14 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from hpcnn import config as configuration
-from hpcnn import gpu
+from hpcnn import configuration, gpu
 from hpcnn.arrays import Array
 from hpcnn.comm.engine import URGENT
 from hpcnn.comm.persistent import prepare_allreduce
@@ -30,44 +28,14 @@ from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
 from hpcnn.train.evaluate import Score, evaluate
 from hpcnn.train.feed import Feed
-from hpcnn.train.metrics import MetricsWriter, Summary, peak_memory_bytes, read, summarise
+from hpcnn.train.metrics import MetricsWriter, peak_memory_bytes, read, summarise
+from hpcnn.train.outcome import Outcome
 from hpcnn.train.progress import Progress
 from hpcnn.train.setup import Parts, batch_part
 from hpcnn.train.signals import EXIT_STOPPED, StopRequest
 from hpcnn.train.update import StepUpdate
 
 EXIT_RUN_AGAIN = EXIT_STOPPED
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    folder: Path
-    step: int
-    stopped: str
-    """The signal that ended it early, or nothing."""
-    score: Score | None
-    summary: Summary | None
-
-    def describe(self) -> str:
-        """Return a few lines for people: what was reached, how fast, and where it lies."""
-        lines = []
-        if self.summary is not None:
-            speed = self.summary
-            hidden = speed.hidden_comm_share
-            of_it = "" if hidden is None else f" ({hidden:.0%} of all was hidden)"
-            lines.append(
-                f"{self.step} steps, {speed.images_per_second:.0f} images/s: {1e3 * speed.step_s:.1f} ms a step,"
-                f" {speed.compute_share:.0%} compute, {speed.exposed_comm_share:.0%} exposed communication"
-                f"{of_it}, {speed.input_wait_share:.0%} waiting for images"
-            )
-        if self.score is not None:
-            lines.append(f"test accuracy {self.score.accuracy:.4f}, test loss {self.score.loss:.4f}")
-        if self.stopped:
-            lines.append(f"stopped by {self.stopped} after step {self.step}; go on with --resume --out {self.folder}")
-        lines.append(f"run folder {self.folder}")
-        return "\n".join(lines)
 
 
 class Trainer:
@@ -184,14 +152,15 @@ class Trainer:
                     statistics=None if parameters_only else room.statistics,
                     optimizer=None if parameters_only else room.state,
                 )
-        mine = (False, 0, 0.0) if loaded is None else (True, loaded.step, loaded.best_accuracy)
-        found, step, best = self.world.broadcast_obj(mine)
+        mine = (False,) * 4 if loaded is None else (True, loaded.step, loaded.best_accuracy, loaded.lazy_steps)
+        found, step, best, lazy_steps = self.world.broadcast_obj(mine)
         if not found:
             return
         arrays = [room.parameters.values]
         if not parameters_only:
             arrays += [*room.statistics.values(), *room.state.values()]
             self.step, self.best_accuracy = step, best
+            self.program.exchange.resume_rounds(lazy_steps)
         for array in arrays:
             self.world.broadcast(array)
         self.whole.take(room, self.optimizer.state)
@@ -208,7 +177,7 @@ class Trainer:
         DataError
             On every rank, when any rank cannot read its samples.
         """
-        parts, total = self.parts, self.parts.total_steps
+        total = self.parts.total_steps
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
         with self._progress, self._loader() as loader, StopRequest() as request:
@@ -217,10 +186,15 @@ class Trainer:
                 feed.fetch()
                 self.world.agree(feed.error)
             while self.step < total and not stopped:
+                self.program.exchange.ends_round = self._ends_epoch(self.step + 1) or _due(
+                    self.step + 1, self.config.checkpoint.every_steps
+                )
                 with self.timeline.step(self.step + 1):
                     stopped = self._step(feed, request)
+                if not self.program.exchange.complete:
+                    stopped = ""  # the request stands until the round is over
                 save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
-                ends_epoch = self.step == total or self.step % parts.steps_per_epoch == 0
+                ends_epoch = self._ends_epoch(self.step)
                 if save or ends_epoch:
                     self.program.exchange.settle()
                     self.program.average_statistics()
@@ -306,6 +280,10 @@ class Trainer:
         """Number of the epoch that the last step belongs to, from 1."""
         return max(0, self.step - 1) // self.parts.steps_per_epoch + 1
 
+    def _ends_epoch(self, step: int) -> bool:
+        """Whether an epoch, or the run, is over after so many steps."""
+        return step == self.parts.total_steps or step % self.parts.steps_per_epoch == 0
+
     def _loader(self) -> Loader:
         return Loader(
             self.parts.train_data,
@@ -369,6 +347,7 @@ class Trainer:
             step=self.step,
             epoch=self.step // self.parts.steps_per_epoch,
             best_accuracy=self.best_accuracy,
+            lazy_steps=self.program.exchange.round_steps,
             data_fingerprint=self.parts.train_data.fingerprint(),
         )
 

@@ -9,7 +9,7 @@ from operator import mul
 import numpy as np
 import pytest
 
-from hpcnn import config
+from hpcnn import configuration
 from hpcnn.errors import PlanError
 from hpcnn.geometry import Block, blocks, slices
 from hpcnn.nn import models
@@ -334,7 +334,7 @@ def test_tiles_lie_under_those_of_the_layer_above() -> None:
 @pytest.mark.parametrize("preset", ["lenet5", "resnet20"])
 @pytest.mark.parametrize(("ranks", "num_samples"), [(1, 3), (2, 5), (5, 5), (6, 4)])
 def test_whole_samples_are_placed_at_once_as_one_layer_after_the_other(preset, ranks, num_samples, monkeypatch):
-    settings = config.load(preset, [])
+    settings = configuration.load(preset, [])
     model = models.configured(settings.model, settings.data.image_shape, settings.data.num_classes)
     layouts = {layer.name: Layout(sample=ranks) for layer in model.layers}
     fast = placement.place(model, layouts, frozenset(), ranks, num_samples)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.forecast import model_of
 from hpcnn.errors import PlanError
 from hpcnn.plan import machine as machines

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.forecast import model_of
 from hpcnn.errors import DataError
 from hpcnn.plan.machine import load
