@@ -10,6 +10,7 @@ import numpy as np
 
 from hpcnn import configuration, gpu
 from hpcnn.arrays import bfloat16
+from hpcnn.comm.collectives import allreduce
 from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.data import DataSet, open_data
@@ -18,6 +19,7 @@ from hpcnn.data.sampler import steps_per_epoch
 from hpcnn.data.sources import check_alike, has_test_images
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
+from hpcnn.nn.separation import FeatureLoss, RejectionMargin, SubspaceSeparation
 from hpcnn.ops.backend import set_compute
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
@@ -56,13 +58,15 @@ class Parts:
                 data.close()
 
 
-def assemble(config: Config, world: World, plan_text: str | None = None) -> Parts:
+def assemble(config: Config, world: World, plan_text: str | None = None, *, train_data: DataSet | None = None) -> Parts:
     """Build everything a configuration describes (collective).
 
     Parameters
     ----------
     plan_text : str, optional
         A saved plan to obey instead of the configuration's preset.
+    train_data : DataSet, optional
+        Training images instead of the configuration's, and no test images.
 
     Raises
     ------
@@ -71,11 +75,13 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         cannot be run.
     """
     open_device(config, world)
-    with world.agreeing():  # one node may not see a file, or read it as damaged
-        train_data = open_data(config.data, "train")
-        test_data = open_data(config.data, "test") if has_test_images(config.data) else None
-        if test_data is not None:
-            check_alike(train_data, test_data)
+    test_data = None
+    if train_data is None:
+        with world.agreeing():  # one node may not see a file, or read it as damaged
+            train_data = open_data(config.data, "train")
+            test_data = open_data(config.data, "test") if has_test_images(config.data) else None
+            if test_data is not None:
+                check_alike(train_data, test_data)
     spec = models.configured(config.model, train_data.image_shape, train_data.num_classes)
     machine = DEFAULT
     if config.exchange.machine:
@@ -112,6 +118,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         world,
         make_exchange(config.exchange, spec, plan, buckets, model.parameters, world),
         label_smoothing=config.train.label_smoothing,
+        feature_loss=_feature_loss(config, model, world),
         sync_batchnorm=config.model.sync_batchnorm,
         algorithm="auto" if config.exchange.algorithm == "nccl" else config.exchange.algorithm,
     )
@@ -149,6 +156,16 @@ def open_device(config: Config, world: World) -> None:
 def device_errors(config: Config) -> AbstractContextManager[None]:
     """Return a context manager that turns what a GPU lacks memory for into DeviceError."""
     return gpu.out_of_memory() if config.device == "cuda" else nullcontext()
+
+
+def _feature_loss(config: Config, model: Model, world: World) -> FeatureLoss | None:
+    """Return the term that the configuration adds to the cross entropy, if any; the model's statistics get its own."""
+    if config.separation.method == "none":
+        return None
+    kind = RejectionMargin if config.separation.method == "rejection" else SubspaceSeparation
+    term = kind(model.spec, config.separation, lambda sums: allreduce(world.comm, sums, label="class matrices"))
+    model.statistics |= term.statistics  # saved, restored and broadcast with them
+    return term
 
 
 def _plan(config: Config, spec: ModelSpec, world: World, plan_text: str | None) -> Plan:

@@ -98,14 +98,14 @@ def test_a_missing_file_is_met_with_the_nearest_preset() -> None:
 
 
 @pytest.mark.parametrize("name", configuration.presets())
-def test_every_preset_loads_names_its_own_model_and_survives_a_round_trip(name: str) -> None:
+def test_every_preset_loads_begins_with_its_model_and_survives_a_round_trip(name: str) -> None:
     config = configuration.load(name)
-    assert config.model.name == name
+    assert name == config.model.name or name.startswith(f"{config.model.name}-")
     assert configuration.from_toml(configuration.to_toml(config), "text") == config
 
 
 def test_there_is_a_preset_for_every_model() -> None:
-    assert set(configuration.presets()) == set(models.names())
+    assert set(configuration.presets()) >= set(models.names())
 
 
 def test_overrides_are_toml_or_else_plain_text() -> None:
