@@ -5,8 +5,8 @@ Legend: N samples of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,8 @@ from hpcnn.nn.model import Model
 from hpcnn.nn.partial import PartialSum
 from hpcnn.parallel.exchange import Exchange, Update
 from hpcnn.parallel.narrow import Narrower
+from hpcnn.parallel.operations import Operation, compile_operations
+from hpcnn.parallel.probe import UNWATCHED, Quiet, Watch
 from hpcnn.parallel.route import Border, Route, make_route
 from hpcnn.parallel.turns import Turns, make_turns
 from hpcnn.parallel.widen import cast
@@ -32,23 +34,6 @@ from hpcnn.plan.layout import Box, extent, volume
 from hpcnn.plan.planner import Plan
 from hpcnn.spec import INPUT, BatchNormSpec
 from hpcnn.timeline import OFF, Timeline
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One local layer: which values it reads, which it makes, and which it is the last to read.
-
-    Layers that are computed in turns are one operation: `first` is the one that reads, `trained` are all of them that
-    have parameters.
-    """
-
-    layer: Layer[Any]
-    inputs: tuple[str, ...]
-    output: str
-    first: str
-    trained: tuple[str, ...]
-    last_use: tuple[str, ...]
-    needs_input_gradient: bool
 
 
 class Program:
@@ -98,6 +83,8 @@ class Program:
         self.exchange = exchange
         self.operations = compile_operations(model, make_turns(model, plan, world.rank))
         self.timeline: Timeline = OFF
+        self._watch: Watch = UNWATCHED
+        self._told: Exchange | Quiet = exchange  # of every event of a pass
         self.copies: Copies | None = None
         self._uploads: Uploads | None = None
         self._makers = {operation.output: index for index, operation in enumerate(self.operations)}
@@ -219,6 +206,23 @@ class Program:
         """
         return self._lose(self.predict(images, context), labels, context)[:2]
 
+    def probe(self, images: np.ndarray | Upload, labels: Array, context: StepContext, watch: Watch) -> None:
+        """Show outputs, and if `context.training` also errors, to `watch`; nothing that training uses changes (collective).
+
+        Parameters have to be current (`exchange.settle`). Other arguments are those of `train_step`.
+        """
+        route = self.route(len(context.samples))
+        kept = {name: own.copy() for name, own in self.model.statistics.items()}
+        self._told, self._watch = Quiet(), watch
+        try:
+            logits, saved = self._forward(images, context, route)
+            if context.training:
+                self._backward(self._lose(logits, labels, context)[2], saved, context, route)
+        finally:
+            self._told, self._watch = self.exchange, UNWATCHED
+            for name, own in kept.items():
+                self.model.statistics[name][...] = own
+
     def _lose(self, logits: Array, labels: Array, context: StepContext) -> tuple[float, int, Array]:
         if not len(logits):
             return 0.0, 0, logits
@@ -267,6 +271,7 @@ class Program:
         narrower = Narrower(route.cuts, values)
         for operation in self.operations:
             values[operation.output], kept = self._run(operation, values, context, route)
+            self._watch.output(operation.output, values[operation.output])
             saved.append(kept if context.training else None)
             for dead in operation.last_use:
                 del values[dead]
@@ -287,11 +292,11 @@ class Program:
         for border in borders:
             border.begin(values[border.source])
         for trained in operation.trained:
-            self.exchange.parameters_needed(trained)
+            self._told.parameters_needed(trained)
         output = None if pieces is None else pieces.begin(values[pieces.source], context, self.timeline)
         inputs = tuple(border.end(values[border.source]) for border in borders)
         if layer.parameters and context.training and operation.first == name:
-            self.exchange.input_ready(name, inputs[0])
+            self._told.input_ready(name, inputs[0])
         if pieces is not None:
             return output, pieces.end(output, inputs[0], context, self.timeline)
         box, kept = route.computed[name], None
@@ -307,7 +312,7 @@ class Program:
     def _backward(self, grad_logits: Array, saved: list[object], context: StepContext, route: Route) -> None:
         # Of each value, what its readers have returned so far: borders that may still be on their way.
         returned: dict[str, list[tuple[Border, Array]]] = {}
-        exchange = self.exchange
+        exchange = self._told
 
         def give_back(border: Border, grad: Array) -> None:
             border.begin_back(grad)
@@ -328,6 +333,7 @@ class Program:
             if runs:
                 with self.timeline.span(f"{name} error", "compute"):
                     error = layer.error(grad_output, kept, here)
+            self._watch.error(name, error)
             if isinstance(layer, PartialSum):
                 error = route.sums[name].spread(error)
             if layer.parameters and operation.first == name:
@@ -364,34 +370,4 @@ class Program:
         else:
             for parameter in layer.parameters.values():
                 parameter.grad[...] = 0
-        self.exchange.gradient_ready(name)
-
-
-def compile_operations(model: Model, turns: Mapping[str, Turns] | None = None) -> tuple[Operation, ...]:
-    """Return the model's layers as operations, those in groups of `turns` as one each, in the last layer's place.
-
-    Each knows which values die with it, and whether its input needs a gradient: the images do not.
-    """
-    groups = turns or {}
-    inner = {layer.name for group in groups.values() for layer in group.spec.layers[:-1]}
-    layers = [groups.get(layer.spec.name, layer) for layer in model.layers if layer.spec.name not in inner]
-    last_reader: dict[str, str] = {}
-    trained_above: set[str] = set()
-    for layer in layers:
-        for name in layer.spec.inputs:
-            last_reader[name] = layer.spec.name
-        if layer.parameters or trained_above.intersection(layer.spec.inputs):
-            trained_above.add(layer.spec.name)
-    members = {name: group.spec.layers for name, group in groups.items()}
-    return tuple(
-        Operation(
-            layer=layer,
-            inputs=layer.spec.inputs,
-            output=layer.spec.name,
-            first=members.get(layer.spec.name, (layer.spec,))[0].name,
-            trained=tuple(spec.name for spec in members.get(layer.spec.name, (layer.spec,)) if spec.parameters),
-            last_use=tuple(name for name, reader in last_reader.items() if reader == layer.spec.name),
-            needs_input_gradient=bool(trained_above.intersection(layer.spec.inputs)),
-        )
-        for layer in layers
-    )
+        self._told.gradient_ready(name)
