@@ -7,15 +7,15 @@ suggestion. Every rank reads the same text and so comes to the same verdict.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from hpcnn.config_keys import all_keys, choices_of, lower, suggestion, value_at, without_none
 from hpcnn.errors import ConfigError
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -187,6 +187,40 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """The information plane: what layers share with images and labels, measured while a network trains."""
+
+    information_plane_every_steps: Count = 0
+    """Measure before the first step and after so many; 0: never."""
+    samples: Annotated[int, msgspec.Meta(ge=2)] = 256
+    """Images to measure on, spread evenly over their set, always the same; not cropped, not mirrored."""
+    images: Literal["test", "train"] = "test"
+    """The set that they are from."""
+    layers: tuple[str, ...] = ()
+    """Names of layers; empty: convolutions, sums and fully connected layers that all information passes through."""
+    errors: bool = True
+    """Also measure what the layers' errors share with the last one's, which takes a backward pass."""
+    alpha: Annotated[float, msgspec.Meta(gt=0.0)] = 1.01
+    """Order of the entropies; 1: von Neumann's. 2: the fastest, it needs no eigenvalues."""
+    kernel: Literal["maps", "tensor"] = "maps"
+    """maps: a feature map is a variable, a layer all of them jointly. tensor: a layer is one variable."""
+    width: Literal["silverman", "quantile", "alignment", "fixed"] = "silverman"
+    """Rule for sigma in exp(-d^2 / (2 sigma^2)): see `hpcnn/analysis/widths.py`."""
+    width_scale: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
+    """Factor on the rule's sigma; for "fixed", sigma itself."""
+    width_quantile: Fraction = 0.05
+    """Of the distances between samples, for "quantile"."""
+    widen_joint: bool = True
+    """Widen the kernels of a layer's maps by the square root of their number, lest many saturate at log2 of the samples."""
+    maps_every: Count = 0
+    """At every so many measurements, measure single maps, pairs of them and growing groups too; 0: never."""
+    maps: Annotated[int, msgspec.Meta(ge=2)] = 16
+    """Feature maps of a layer to take for that."""
+    pairs: Positive = 8
+    """Pairs of them, drawn once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a run depends on."""
 
@@ -200,6 +234,7 @@ class Config:
     exchange: ExchangeConfig = ExchangeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
 
 
 def presets() -> tuple[str, ...]:
@@ -230,9 +265,9 @@ def from_tree(tree: dict[str, Any]) -> Config:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
         key = where.strip("`").removeprefix("$.") or "the document"
-        choices = _choices(key)
-        rule = f"must be {choices}" if choices else _lower(what)
-        raise ConfigError(f"config: '{key}' (={_value_at(tree, key)!r}): {rule}.") from None
+        choices = choices_of(Config, key)
+        rule = f"must be {choices}" if choices else lower(what)
+        raise ConfigError(f"config: '{key}' (={value_at(tree, key)!r}): {rule}.") from None
     _refuse_combinations(config)
     return config
 
@@ -241,7 +276,7 @@ def to_toml(config: Config) -> str:
     """Return the whole configuration as TOML text that `load` reads back to an equal one."""
     import tomli_w  # written by rank 0 only
 
-    return tomli_w.dumps(_without_none(dataclasses.asdict(config)))
+    return tomli_w.dumps(without_none(dataclasses.asdict(config)))
 
 
 def from_toml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
@@ -263,7 +298,7 @@ def _read(source: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
-        hint = _suggestion(name, presets()) or f" Presets are: {', '.join(presets())}."
+        hint = suggestion(name, presets()) or f" Presets are: {', '.join(presets())}."
         raise ConfigError(f"config: '{name}' is neither a preset nor a file.{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: cannot read '{name}': {error}.") from None
@@ -294,7 +329,7 @@ def _refuse_unknown(tree: dict[str, Any], kind: type, prefix: str) -> None:
     for name, value in tree.items():
         path = f"{prefix}{name}"
         if name not in fields:
-            raise ConfigError(f"config: unknown key '{path}'.{_suggestion(path, _all_keys(Config))}")
+            raise ConfigError(f"config: unknown key '{path}'.{suggestion(path, all_keys(Config))}")
         default = fields[name].default
         if dataclasses.is_dataclass(default):
             if not isinstance(value, dict):
@@ -315,6 +350,17 @@ def _refuse_combinations(config: Config) -> None:
             f"config: 'train.compute' (={compute!r}) runs on plain NumPy, 'device' is {device!r}."
             ' Set device = "cpu", or train.compute = "fp32".'
         )
+    analysis = config.analysis
+    if analysis.kernel == "maps" and analysis.width == "alignment":
+        raise ConfigError(
+            "config: 'analysis.width' (='alignment') chooses one width a layer; analysis.kernel (='maps') needs one for"
+            ' each map. Set analysis.kernel = "tensor", or another width.'
+        )
+    if analysis.kernel == "tensor" and analysis.maps_every:
+        raise ConfigError(
+            f"config: 'analysis.maps_every' (={analysis.maps_every}) measures single maps, which analysis.kernel"
+            " (='tensor') does not tell apart. Set analysis.kernel = \"maps\", or maps_every = 0."
+        )
     if exchange.algorithm != "nccl":
         return
     for key, value, needed in (
@@ -327,66 +373,3 @@ def _refuse_combinations(config: Config) -> None:
                 f"config: 'exchange.algorithm' (='nccl') needs {key} = \"{needed}\", which is {value!r}."
                 ' Set that, or exchange.algorithm = "auto".'
             )
-
-
-def _all_keys(kind: type, prefix: str = "") -> list[str]:
-    keys = []
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(field.default):
-            keys += _all_keys(type(field.default), f"{prefix}{field.name}.")
-        else:
-            keys.append(f"{prefix}{field.name}")
-    return keys
-
-
-# What people call a setting elsewhere, where the spelling alone would not lead to ours.
-_SYNONYMS = {
-    "learning_rate": "train.lr",
-    "batch_size": "train.global_batch",
-    "batch": "train.global_batch",
-    "max_steps": "train.steps",
-    "num_epochs": "train.epochs",
-    "wd": "train.weight_decay",
-    "dataset": "data.source",
-    "allreduce": "exchange.algorithm",
-}
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    last = name.rsplit(".", 1)[-1]
-    synonym = _SYNONYMS.get(last)
-    if synonym in known:
-        return f" Did you mean '{synonym}'?"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not close:
-        tails = {key.rsplit(".", 1)[-1]: key for key in known}
-        close = [tails[tail] for tail in difflib.get_close_matches(last, list(tails), n=1, cutoff=0.6)]
-    return f" Did you mean '{close[0]}'?" if close else ""
-
-
-def _choices(path: str) -> str:
-    """Return the values that the setting at `path` may take, as words, or nothing when it is not a choice."""
-    kind: Any = Config
-    for name in path.split("."):
-        kind = get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
-    return " or ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else ""
-
-
-def _value_at(tree: Any, path: str) -> Any:
-    for name in path.split("."):
-        if not isinstance(tree, dict) or name not in tree:
-            return tree
-        tree = tree[name]
-    return tree
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_none(value) if isinstance(value, dict) else value
-        for name, value in tree.items()
-        if value is not None
-    }

@@ -29,18 +29,21 @@ UNWATCHED = _Unwatched()
 class Quiet:
     """Stands where the exchange does: no gradient is wanted, nothing travels and no parameter moves."""
 
-    overlap = False
+    def parameters_needed(self, layer: str) -> None:
+        """See `Exchange`."""
 
-    def parameters_needed(self, layer: str) -> None: ...
-
-    def input_ready(self, layer: str, x: Array) -> None: ...
+    def input_ready(self, layer: str, x: Array) -> None:
+        """See `Exchange`."""
 
     def wants_gradient(self, layer: str) -> bool:
         """Return that it is not."""
         return False
 
-    def error_ready(self, layer: str, error: Array) -> None: ...
+    def error_ready(self, layer: str, error: Array) -> None:
+        """See `Exchange`."""
 
-    def gradient_ready(self, layer: str) -> None: ...
+    def gradient_ready(self, layer: str) -> None:
+        """See `Exchange`."""
 
-    def backward_done(self, layer: str) -> None: ...
+    def backward_done(self, layer: str) -> None:
+        """See `Exchange`."""

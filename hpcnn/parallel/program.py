@@ -207,7 +207,7 @@ class Program:
         return self._lose(self.predict(images, context), labels, context)[:2]
 
     def probe(self, images: np.ndarray | Upload, labels: Array, context: StepContext, watch: Watch) -> None:
-        """Show outputs, and if `context.training` also errors, to `watch`; nothing that training uses changes (collective).
+        """Show outputs, and if `context.training` errors, to `watch`; leave no trace in the training (collective).
 
         Parameters have to be current (`exchange.settle`). Other arguments are those of `train_step`.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -30,44 +30,15 @@ from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
 from hpcnn.train.evaluate import Score, evaluate
 from hpcnn.train.feed import Feed
-from hpcnn.train.metrics import MetricsWriter, Summary, peak_memory_bytes, read, summarise
+from hpcnn.train.metrics import MetricsWriter, peak_memory_bytes, read, summarise
+from hpcnn.train.observer import Observer
+from hpcnn.train.outcome import Outcome
 from hpcnn.train.progress import Progress
 from hpcnn.train.setup import Parts, batch_part
 from hpcnn.train.signals import EXIT_STOPPED, StopRequest
 from hpcnn.train.update import StepUpdate
 
 EXIT_RUN_AGAIN = EXIT_STOPPED
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    folder: Path
-    step: int
-    stopped: str
-    """The signal that ended it early, or nothing."""
-    score: Score | None
-    summary: Summary | None
-
-    def describe(self) -> str:
-        """Return a few lines for people: what was reached, how fast, and where it lies."""
-        lines = []
-        if self.summary is not None:
-            speed = self.summary
-            hidden = speed.hidden_comm_share
-            of_it = "" if hidden is None else f" ({hidden:.0%} of all was hidden)"
-            lines.append(
-                f"{self.step} steps, {speed.images_per_second:.0f} images/s: {1e3 * speed.step_s:.1f} ms a step,"
-                f" {speed.compute_share:.0%} compute, {speed.exposed_comm_share:.0%} exposed communication"
-                f"{of_it}, {speed.input_wait_share:.0%} waiting for images"
-            )
-        if self.score is not None:
-            lines.append(f"test accuracy {self.score.accuracy:.4f}, test loss {self.score.loss:.4f}")
-        if self.stopped:
-            lines.append(f"stopped by {self.stopped} after step {self.step}; go on with --resume --out {self.folder}")
-        lines.append(f"run folder {self.folder}")
-        return "\n".join(lines)
 
 
 class Trainer:
@@ -81,14 +52,25 @@ class Trainer:
         Where config.toml, plan.toml, metrics.jsonl, checkpoints/ and final.h5 go; rank 0 writes.
     progress_stream, result_stream : TextIO
         Where rank 0 shows progress and writes the results of epochs.
+    observers : sequence of Observer
+        Look at the network between steps.
     """
 
-    def __init__(self, parts: Parts, folder: Path, *, progress_stream: TextIO, result_stream: TextIO) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        folder: Path,
+        *,
+        progress_stream: TextIO,
+        result_stream: TextIO,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.parts = parts
         self.config = parts.config
         self.world = parts.world
         self.program = parts.program
         self.folder = folder
+        self.observers = observers
         self.writes = self.world.rank == 0
         self.step = 0
         self.best_accuracy = 0.0
@@ -141,6 +123,8 @@ class Trainer:
                 self._metrics = MetricsWriter(
                     self.folder, resumed_step=self.step if resume else None, tensorboard=self.config.log.tensorboard
                 )
+        for observer in self.observers:
+            observer.begin(self.folder, self.step)
 
     def _open_folder(self, resume: bool) -> None:
         if (self.folder / "metrics.jsonl").exists() and not resume:
@@ -216,19 +200,32 @@ class Trainer:
             if self.step < total:
                 feed.fetch()
                 self.world.agree(feed.error)
+            if self.step == 0:
+                self._observe()
             while self.step < total and not stopped:
                 with self.timeline.step(self.step + 1):
                     stopped = self._step(feed, request)
+                self._observe()
                 save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
                 ends_epoch = self.step == total or self.step % parts.steps_per_epoch == 0
                 if save or ends_epoch:
                     self.program.exchange.settle()
                     self.program.average_statistics()
+                    for observer in self.observers:
+                        observer.settle()
                 if ends_epoch:
                     score = self._end_of_epoch(save=save) or score
                 elif save:
                     self._save()
         return self._finish(score, stopped)
+
+    def _observe(self) -> None:
+        """Show the network to the observers whose turn it is, with all parameters current."""
+        due = [observer for observer in self.observers if observer.due(self.step)]
+        if due:
+            self.program.exchange.settle()
+        for observer in due:
+            observer.observe(self.step)
 
     def _step(self, feed: Feed, request: StopRequest) -> str:
         """Make one update; return the reason to stop, if any rank has one."""
