@@ -211,7 +211,7 @@ class AnalysisConfig:
     width_quantile: Fraction = 0.05
     """Of the distances between samples, for "quantile"."""
     widen_joint: bool = True
-    """Widen the kernels of a layer's maps by the square root of their number, lest many saturate at log2 of the samples."""
+    """Widen the kernels of a layer's maps by the square root of their number, lest many saturate at log2 samples."""
     maps_every: Count = 0
     """At every so many measurements, measure single maps, pairs of them and growing groups too; 0: never."""
     maps: Annotated[int, msgspec.Meta(ge=2)] = 16

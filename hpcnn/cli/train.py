@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hpcnn import config as configuration
 from hpcnn.errors import ConfigError
-from hpcnn.train.setup import assemble, device_errors
+from hpcnn.train.observer import Observer
+from hpcnn.train.setup import Parts, assemble, device_errors
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
 
 DEFAULT = "lenet5"
@@ -49,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     parts = assemble(config, world, plan_text)
     try:
         with device_errors(config):
-            trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
+            trainer = Trainer(
+                parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout, observers=_observers(parts)
+            )
             trainer.prepare(resume=args.resume, init=args.init)
             outcome = trainer.train()
         if config.log.trace_steps:
@@ -61,6 +64,15 @@ def run(args: argparse.Namespace) -> int:
     if world.rank == 0:
         print(outcome.describe())
     return EXIT_RUN_AGAIN if outcome.stopped else 0
+
+
+def _observers(parts: Parts) -> list[Observer]:
+    """Return what looks on as the configuration asks (collective)."""
+    if not parts.config.analysis.information_plane_every_steps:
+        return []
+    from hpcnn.analysis.information_plane import InformationPlane  # few runs want it
+
+    return [InformationPlane(parts)]
 
 
 def _own_config(args: argparse.Namespace) -> str | None:
