@@ -22,8 +22,11 @@ from __future__ import annotations
 import numpy as np
 
 
-def squared_distances(x: np.ndarray) -> np.ndarray:
-    """Return the squared Euclidean distances between rows, by one product of matrices in the type of `x`.
+def centred_products(x: np.ndarray) -> np.ndarray:
+    """Return the inner products of rows, less their mean, computed in the type of `x`.
+
+    Products of several groups of features, each over its sigma^2, add up: `squared_distances` of such a sum is twice
+    the sum of exponents.
 
     Parameters
     ----------
@@ -32,16 +35,30 @@ def squared_distances(x: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of float64, shape (N, N)
+        Its trace over N - 1 is the sum of the features' variances.
+    """
+    centred = x - x.mean(axis=0)  # smaller numbers, and so less cancellation
+    return (centred @ centred.T).astype(np.float64)
+
+
+def squared_distances(products: np.ndarray) -> np.ndarray:
+    """Return the squared Euclidean distances between rows from their inner products.
+
+    Parameters
+    ----------
+    products : ndarray, shape (N, N)
+
+    Returns
+    -------
+    ndarray of float64, shape (N, N)
         Symmetric, not negative, with zeros on the diagonal.
     """
-    centred = x - x.mean(axis=0, dtype=np.float64).astype(x.dtype)  # smaller numbers, and so less cancellation
-    products = (centred @ centred.T).astype(np.float64)
-    norms = products.diagonal().copy()
-    products *= -2.0
-    products += norms[:, None] + norms
-    np.maximum(products, 0.0, out=products)
-    np.fill_diagonal(products, 0.0)
-    return products
+    norms = products.diagonal()
+    distances = norms[:, None] + norms
+    distances -= 2.0 * products
+    np.maximum(distances, 0.0, out=distances)
+    np.fill_diagonal(distances, 0.0)
+    return distances
 
 
 def kernel(exponent: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from hpcnn.analysis import chain
 from hpcnn.analysis.activations import Activations
 from hpcnn.analysis.entropy import entropy, entropy_with_labels, kernel, label_entropy, mean_off_diagonal
-from hpcnn.analysis.kernels import Layer, distances_of_rows, scatter, shares
+from hpcnn.analysis.kernels import Layer, products_of_rows, scatter, shares
 from hpcnn.analysis.plane_file import PlaneFile, Setting, Values
 from hpcnn.analysis.widths import WidthRule, exponent
 from hpcnn.data.loader import Part, read_samples
@@ -87,8 +87,9 @@ class InformationPlane:
             self._part = read_samples(self._data, self._samples, batch_part(self._program, len(self._samples)))
         self._labels = whole.labels
         self._same = np.equal.outer(self._labels, self._labels).astype(np.float64)
-        distances = distances_of_rows(whole.images)
-        self._input = exponent(distances, self._rule.width(distances, whole.images[0].size, self._same))
+        products = products_of_rows(whole.images)
+        width = self._rule.scale * self._rule.width(products, whole.images[0].size, self._same)
+        self._input = exponent(products, width)
         with self.world.agreeing():
             if self.world.rank == 0:
                 self._file = PlaneFile(folder, self._setting(), step)
@@ -158,7 +159,7 @@ class InformationPlane:
     def _exponents(
         self, arrays: list[np.ndarray], groups: dict[int, chain.MapGroups], last: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-        """Return exponents of this rank's share of layers, the widths that it knows, and exponents of its groups.
+        """Return exponents of this rank's share of layers, the widths it knows, and products of its share of groups.
 
         Widths are of this rank's layers or maps, and zero elsewhere: their sum over ranks is the mean width of a layer
         (collective).
@@ -175,12 +176,12 @@ class InformationPlane:
                 members = members[:, own.start : own.stop]
             widths[index] = layer.add(x, stack[index], members, grouped.get(index))
         whole = scatter(stack, world)
-        for index, distances in zip(range(*shares(len(arrays), world)[world.rank]), whole, strict=True):
-            layer = self._layers[index]
+        for index, products in zip(range(*shares(len(arrays), world)[world.rank]), whole, strict=True):
+            layer, width = self._layers[index], 1.0
             if not layer.maps:
-                unscaled = layer.rule.unscaled(distances, layer.features, self._same, last[index])
-                widths[index] = layer.rule.scale * unscaled
-                distances[...] = exponent(distances, widths[index])
+                width = layer.rule.scale * layer.rule.width(products, layer.features, self._same, last[index])
+                widths[index] = width
+            products[...] = exponent(products, width)
         return whole, widths, {index: scatter(one, world) for index, one in grouped.items()}
 
     def _measure_outputs(
@@ -208,8 +209,9 @@ class InformationPlane:
                 values["kernel_mean"][index] = mean_off_diagonal(k)
             matrices = (one for some in grouped.values() for one in some)
             for (alone, with_input, place), own in zip(mine, matrices, strict=True):
-                alone[place] = entropy(kernel(own), alpha)
-                with_input[place] = entropy(kernel(own + self._input), alpha)
+                together = exponent(own)
+                alone[place] = entropy(kernel(together), alpha)
+                with_input[place] = entropy(kernel(together + self._input), alpha)
 
         return job
 

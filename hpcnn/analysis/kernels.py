@@ -1,8 +1,9 @@
-"""Exponents of kernel matrices of whole layers, each rank working on its channels.
+"""Kernel matrices of whole layers, each rank working on its channels.
 
 A layer of C feature maps is C variables, with the exponent E = sum_c d_c^2 / (2 sigma_c^2), or one variable, with
-E = sum_c d_c^2 / (2 sigma^2), d_c^2 = the squared distances of map c. Either is a sum over channels, so each rank adds
-up its own, and one reduce-scatter of N x N matrices leaves every rank with whole ones of some layers.
+E = sum_c d_c^2 / (2 sigma^2), d_c the distances of map c. Either follows from inner products of samples, which add up
+over channels: each rank sums its own, divided by sigma_c^2, and one reduce-scatter of N x N matrices leaves every rank
+with the whole sums of some layers.
 """
 
 from __future__ import annotations
@@ -11,28 +12,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpcnn.analysis.entropy import squared_distances
-from hpcnn.analysis.widths import WidthRule, exponent
+from hpcnn.analysis.entropy import centred_products
+from hpcnn.analysis.widths import WidthRule, inverse_square
 from hpcnn.comm.collectives import reduce_scatter
 from hpcnn.comm.world import World
 from hpcnn.geometry import Block, blocks
 
 CHUNK = 4096
-"""Features whose distances are computed at once, in float64."""
+"""Features whose products are computed at once, in float64."""
 
 
-def distances_of_rows(x: np.ndarray) -> np.ndarray:
-    """Return the squared distances between samples, in float64 whatever the type of `x`, shape (N, ...)."""
+def products_of_rows(x: np.ndarray) -> np.ndarray:
+    """Return the inner products of centred samples, in float64 whatever the type of `x`, shape (N, ...)."""
     rows = x.reshape(len(x), -1)
     total = np.zeros((len(x), len(x)))
     for start in range(0, rows.shape[1], CHUNK):
-        total += squared_distances(rows[:, start : start + CHUNK].astype(np.float64))
+        total += centred_products(rows[:, start : start + CHUNK].astype(np.float64))
     return total
-
-
-def distances_of_map(x: np.ndarray, channel: int) -> np.ndarray:
-    """Return the squared distances between samples in one feature map of `x`, shape (N, H, W, C), in its type."""
-    return squared_distances(np.ascontiguousarray(x[..., channel]).reshape(len(x), -1))
 
 
 class Layer:
@@ -64,11 +60,11 @@ class Layer:
         x : ndarray, shape (N, H, W, c) or (N, f)
             The channels.
         total : ndarray, shape (N, N)
-            Gains exponents, or squared distances where the layer is one variable.
+            Gains inner products, over sigma^2 where a map has a kernel of its own.
         groups : ndarray of bool, shape (groups, c), optional
             Which of the channels belong to each.
         grouped : ndarray, shape (groups, N, N)
-            Gains exponents.
+            Gains the same.
 
         Returns
         -------
@@ -76,15 +72,16 @@ class Layer:
             This rank's share of the mean width of the maps; 0 where the layer is one variable.
         """
         if x.ndim == 2:
-            total += distances_of_rows(x)
+            total += products_of_rows(x)
             return 0.0
         widths = 0.0
-        for channel in range(x.shape[-1]):
-            own = distances_of_map(x, channel)
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        for channel, map_rows in enumerate(np.ascontiguousarray(rows.transpose(2, 0, 1))):
+            own = centred_products(map_rows)
             if self.maps:
-                width = self._widen * self.rule.width(own, self.features)
+                width = self._widen * self.rule.scale * self.rule.width(own, self.features)
                 widths += width / self.channels
-                own = exponent(own, width)
+                own *= inverse_square(width)
             total += own
             if groups is not None and grouped is not None:
                 for index in np.flatnonzero(groups[:, channel]):

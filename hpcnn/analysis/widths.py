@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcnn.analysis.entropy import kernel, mean_off_diagonal
+from hpcnn.analysis.entropy import kernel, mean_off_diagonal, squared_distances
 
 GRID = 60
 """Widths that "alignment" tries, from a twentieth to ten times the mean distance, in equal ratios."""
@@ -39,34 +39,29 @@ class WidthRule:
     quantile: float = 0.05
 
     def width(
-        self, distances: np.ndarray, features: int, same_class: np.ndarray | None = None, last: float = 0.0
+        self, products: np.ndarray, features: int, same_class: np.ndarray | None = None, last: float = 0.0
     ) -> float:
-        """Return sigma; 0 where all samples are alike.
+        """Return sigma, without the factor `scale`; 0 where all samples are alike.
 
         Parameters
         ----------
-        distances : ndarray, shape (N, N)
-            Squared.
+        products : ndarray, shape (N, N)
+            Inner products of the centred samples.
         features : int
             Numbers in a sample.
         same_class : ndarray, shape (N, N), optional
             1 where labels are equal and 0 elsewhere; for "alignment".
         last : float
-            The width before this one, without `scale`; 0: there is none.
+            The width before this one; 0: there is none.
         """
-        return self.scale * self.unscaled(distances, features, same_class, last)
-
-    def unscaled(
-        self, distances: np.ndarray, features: int, same_class: np.ndarray | None = None, last: float = 0.0
-    ) -> float:
-        """Return sigma without the factor `scale`."""
+        n, variance = len(products), np.trace(products) / (len(products) - 1)
         if self.name == "fixed":
             return 1.0
-        if not np.isfinite(distances).all() or not distances.any():
+        if not np.isfinite(variance) or variance <= 0.0:
             return 0.0
         if self.name == "silverman":
-            spread = np.sqrt(mean_off_diagonal(distances) / 2)
-            return float(spread * len(distances) ** (-1.0 / (4.0 + features)))
+            return float(np.sqrt(variance) * n ** (-1.0 / (4.0 + features)))
+        distances = squared_distances(products)
         if self.name == "quantile":  # maps that are zero for many samples have many distances of zero
             return float(np.sqrt(np.quantile(distances[distances > 0.0], self.quantile)))
         assert same_class is not None, "the labels are what to align with"
@@ -74,11 +69,14 @@ class WidthRule:
         return SMOOTHING * last + (1.0 - SMOOTHING) * best if last > 0.0 else best
 
 
-def exponent(distances: np.ndarray, width: float) -> np.ndarray:
-    """Return squared distances over 2 sigma^2; zeros, which is a variable that says nothing, for a width of 0."""
-    if width == 0.0:
-        return np.where(np.isfinite(distances), 0.0, np.nan)
-    return distances / (2.0 * width * width)
+def inverse_square(width: float) -> float:
+    """Return 1 / sigma^2, or 0, which makes a variable that says nothing, for a width of 0."""
+    return 1.0 / (width * width) if width else 0.0
+
+
+def exponent(products: np.ndarray, width: float = 1.0) -> np.ndarray:
+    """Return squared distances over 2 sigma^2, from inner products."""
+    return squared_distances(products) * (0.5 * inverse_square(width))
 
 
 def alignment(first: np.ndarray, second: np.ndarray) -> float:
@@ -88,4 +86,4 @@ def alignment(first: np.ndarray, second: np.ndarray) -> float:
 
 def _aligned(distances: np.ndarray, same_class: np.ndarray) -> float:
     widths = mean_off_diagonal(np.sqrt(distances)) * np.geomspace(0.05, 10.0, GRID)
-    return float(max(widths, key=lambda width: alignment(kernel(exponent(distances, width)), same_class)))
+    return float(max(widths, key=lambda width: alignment(kernel(distances / (2.0 * width * width)), same_class)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hpcnn.analysis.entropy import (
+    centred_products,
     dual_total_correlation,
     entropy,
     entropy_with_labels,
@@ -42,7 +43,7 @@ def gaussian(x: np.ndarray, sigma: float) -> np.ndarray:
 def test_distances_are_those_of_pairs(rng: np.random.Generator, dtype: type) -> None:
     x = (rng.normal(size=(20, 7)) + 100).astype(dtype)
     expected = ((x[:, None].astype(float) - x[None].astype(float)) ** 2).sum(-1)
-    actual = squared_distances(x)
+    actual = squared_distances(centred_products(x))
     assert actual.dtype == np.float64
     np.testing.assert_allclose(actual, expected, atol=1e-4 if dtype is np.float32 else 1e-11)
     np.testing.assert_array_equal(actual, actual.T)
@@ -74,7 +75,9 @@ def test_order_one_is_the_limit(rng: np.random.Generator) -> None:
 def test_the_product_of_kernels_is_the_kernel_of_summed_exponents(rng: np.random.Generator) -> None:
     xs, sigmas = rng.normal(size=(5, N, 4)), (0.5, 1.0, 2.0, 3.0, 0.7)
     product = np.prod([gaussian(x, sigma) for x, sigma in zip(xs, sigmas, strict=True)], axis=0)
-    exponents = sum(squared_distances(x) / (2 * sigma**2) for x, sigma in zip(xs, sigmas, strict=True))
+    exponents = sum(
+        squared_distances(centred_products(x)) / (2 * sigma**2) for x, sigma in zip(xs, sigmas, strict=True)
+    )
     assert entropy(kernel(exponents), 1.01) == pytest.approx(entropy(product, 1.01), rel=1e-12)
 
 
@@ -104,7 +107,7 @@ def test_continuous_data_share_more_with_themselves_than_nothing_but_not_all(rng
 def test_joint_entropy_of_many_independent_maps_saturates(rng: np.random.Generator) -> None:
     total, joint = np.zeros((128, 128)), {}
     for count in range(1, 17):
-        distances = squared_distances(rng.normal(size=(128, 20)))
+        distances = squared_distances(centred_products(rng.normal(size=(128, 20))))
         total += distances / (2 * np.median(distances[distances > 0]))
         joint[count] = entropy(kernel(total), 1.01)
     assert joint[1] < 6.3 < 6.9 < joint[8] < joint[16] <= 7
@@ -148,3 +151,10 @@ def test_what_is_no_number_stays_none() -> None:
 def test_mean_off_diagonal() -> None:
     assert mean_off_diagonal(np.array([[5.0, 1.0], [3.0, 7.0]])) == 2
     assert mean_off_diagonal(np.array([[5.0]])) == 0
+
+
+def test_products_over_squared_widths_add_up_to_exponents(rng: np.random.Generator) -> None:
+    xs, sigmas = rng.normal(size=(3, N, 4)) + 5, (0.5, 1.0, 2.0)
+    total = sum(centred_products(x) / sigma**2 for x, sigma in zip(xs, sigmas, strict=True))
+    product = np.prod([gaussian(x, sigma) for x, sigma in zip(xs, sigmas, strict=True)], axis=0)
+    np.testing.assert_allclose(kernel(squared_distances(total) / 2), product, rtol=1e-10)
