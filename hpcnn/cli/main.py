@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("print each layer's layout and costs for a number of ranks", lambda args: False),
     "data": Command("import, inspect or fetch data sets", lambda args: args.action == "import"),
     "profile": Command("measure this machine's messages and arithmetic (with mpirun)", lambda args: True),
+    "analyze": Command("tables and pictures of what a run recorded about its network", lambda args: False),
     "bench": Command("time all-reduce algorithms, operators or training steps", lambda args: True),
     "doctor": Command("check this installation and say how to mend it", lambda args: args.mpi or launched()),
 }
