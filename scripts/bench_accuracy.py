@@ -17,7 +17,7 @@ import os
 import sys
 import time
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.torch_twin import TorchTwin
 from hpcnn.data import DataSet, open_data
 from hpcnn.data.loader import Loader, Part, evaluation_batches

@@ -19,7 +19,7 @@ from contextlib import closing
 
 import numpy as np
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.bench_step import TimedUpdate, random_batch
 from hpcnn.comm.world import World, start
 from hpcnn.config import Config

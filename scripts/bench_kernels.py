@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.data import open_data
 from hpcnn.nn import models
 from hpcnn.ops import backend

@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcnn import config as configuration
-from hpcnn import ops
+from hpcnn import configuration, ops
 from hpcnn.analysis.bench_step import TimedUpdate
 from hpcnn.comm.world import World, start
 from hpcnn.config import Config

@@ -38,7 +38,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     """Return what one case takes; runs in a process of its own, which imports what it needs."""
     import numpy as np
 
-    from hpcnn import config as configuration
+    from hpcnn import configuration
     from hpcnn.analysis.bench_step import TimedUpdate
     from hpcnn.comm import start
     from hpcnn.nn.model import Model

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.arrays import Place, Shape
 from hpcnn.comm import World
 from hpcnn.gpu import Copies

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcnn import config as configuration
-from hpcnn import ops, rng
+from hpcnn import configuration, ops, rng
 from hpcnn.analysis import torch_ops
 from hpcnn.data import open_data
 from hpcnn.nn import models

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcnn import config as configuration
-from hpcnn import rng
+from hpcnn import configuration, rng
 from hpcnn.analysis.torch_twin import TorchTwin
 from hpcnn.arrays import Shape
 from hpcnn.comm.world import World

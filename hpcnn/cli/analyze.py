@@ -6,20 +6,45 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.errors import DataError
 
 if TYPE_CHECKING:
     from hpcnn.analysis.plane_file import Plane
 
 
+MANUAL = Manual(
+    """Prints and draws what a run has recorded of its network in analysis.h5, because a setting of [analysis] asked for
+    it.""",
+    examples=(("hpcnn analyze information-plane runs/a", "what layers share with images and labels"),),
+    see_also=("hpcnn train", "docs/papers.md"),
+)
+INFORMATION_PLANE = Manual(
+    """Prints what each layer shared with images and labels at the last measurement and how often the data-processing
+    inequalities failed, warns of kernels that tell nothing, and draws all measurements (with hpcnn[plots]).""",
+    examples=(
+        ("hpcnn analyze information-plane runs/a", "its table and pictures"),
+        ("hpcnn analyze information-plane runs/a --no-plots", "the table only"),
+    ),
+    files=(
+        ("information-plane.svg, .png", "in --out: the plane, a path for each layer"),
+        ("inequalities.svg, .png", "both chains of information over the steps"),
+        ("feature-maps.svg, .png", "pairs and growing groups of maps, where analysis.maps_every is set"),
+    ),
+    see_also=("hpcnn train information-plane", "docs/experiments.md"),
+)
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommands and their flags; each sets `analyze`, the function that `run` calls."""
     parser = subparsers.add_parser("analyze", help="tables and pictures of what a run recorded about its network")
-    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    explain(parser, MANUAL)
+    kinds = parser.add_subparsers(dest="kind", metavar="information-plane", required=True)
     plane = kinds.add_parser("information-plane", help="what layers share with images and labels")
+    explain(plane, INFORMATION_PLANE)
     plane.add_argument("run", type=Path, help="run folder")
     plane.add_argument("--out", type=Path, metavar="DIR", help="where pictures go (default: RUN/information-plane)")
-    plane.add_argument("--no-plots", action="store_true", help="print the table only")
+    plane.add_argument("--no-plots", action="store_true", help="print the table only (default: draw as well)")
     plane.set_defaults(analyze=information_plane)
 
 

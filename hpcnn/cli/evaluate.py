@@ -7,18 +7,33 @@ import dataclasses
 import json
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.config import Config
-from hpcnn.errors import CheckpointError, ConfigError
+from hpcnn.errors import ConfigError
 from hpcnn.train import checkpoint as checkpoints
+
+MANUAL = Manual(
+    """Computes accuracy and loss of a trained network on all test images that its configuration names. The
+    configuration is the one kept in the checkpoint; the ranks, on as many as there are, share the images.""",
+    examples=(
+        ("hpcnn evaluate runs/a", "the newest checkpoint of a run"),
+        ("mpiexec -n 4 hpcnn evaluate runs/a/final.h5 --json", "one file, on four ranks"),
+        ("hpcnn evaluate runs/a --set data.test=other.h5", "on other images"),
+    ),
+    see_also=("hpcnn train", "hpcnn data info"),
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("evaluate", help="measure a trained network on the test images")
+    explain(parser, MANUAL)
     parser.add_argument("run", type=Path, help="run folder (its newest checkpoint) or checkpoint file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeatable)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the sentence")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     world = start()
     with world.agreeing():
-        loaded = _load(args.run) if world.rank == 0 else None
+        loaded = checkpoints.find(args.run) if world.rank == 0 else None
     text = world.broadcast_obj(None if loaded is None else loaded.config)
     config = _for_evaluation(configuration.from_toml(text, f"the configuration in '{args.run}'", args.set), world.size)
     parts = assemble(config, world)
@@ -57,15 +72,6 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"test accuracy {score.accuracy:.4f}, test loss {score.loss:.4f}, {score.num_samples} images")
     return 0
-
-
-def _load(path: Path) -> checkpoints.Checkpoint:
-    if path.is_file():
-        return checkpoints.load(path)
-    found = checkpoints.latest(path) if path.is_dir() else None
-    if found is None:
-        raise CheckpointError(f"evaluate: '{path}' is neither a checkpoint nor a run folder with checkpoints.")
-    return found.checkpoint
 
 
 def _for_evaluation(config: Config, ranks: int) -> Config:

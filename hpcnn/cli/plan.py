@@ -6,18 +6,18 @@ import argparse
 import json
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
+from hpcnn.analysis.forecast import forecast, model_of, read_plan
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.cli.table import format_table, quantity
-from hpcnn.data import open_data
 from hpcnn.errors import PlanError
-from hpcnn.nn import models
 from hpcnn.plan import costs, planner
 from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
-from hpcnn.plan.exchanges import bucket_loads, choose_buckets
+from hpcnn.plan.exchanges import bucket_loads
 from hpcnn.plan.machine import DEFAULT
 from hpcnn.plan.machine import load as load_machine
-from hpcnn.plan.prediction import Prediction, predict
-from hpcnn.plan.search import Runner, Search, plan_for, search_for
+from hpcnn.plan.prediction import Prediction
+from hpcnn.plan.search import Runner, Search
 from hpcnn.plan.site import Site
 from hpcnn.plan.turns import peak_elements
 from hpcnn.spec import ModelSpec
@@ -25,18 +25,42 @@ from hpcnn.spec import ModelSpec
 MOST_RANKS = 64
 """Of more ranks, the busiest of the first so many is shown: folded pairs and larger blocks come first."""
 
+MANUAL = Manual(
+    """Prints, for a number of ranks, what every layer would hold, compute and send, how gradients would travel, and
+    the predicted time of a step. Starts no ranks and reads no images but a data set's header. With
+    plan.preset=auto it searches for the fastest plan and says what each layer would lose otherwise.""",
+    examples=(
+        ("hpcnn plan vgg16 --ranks 8", "the preset's plan, on an ordinary CPU cluster"),
+        ("hpcnn plan my.toml --ranks 8 --machine machine.toml --set plan.preset=auto --save plan.toml", "search, keep"),
+        ("hpcnn plan yolo16 --ranks 4 --plan plan.toml", "describe a plan that was saved or edited"),
+    ),
+    files=(("FILE.toml", "with --save: the plan, for `hpcnn train --plan`"), ("FILE", "with --json: predictions")),
+    see_also=("hpcnn profile", "hpcnn train"),
+)
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("plan", help="print each layer's layout and costs for a number of ranks")
-    parser.add_argument("config", help="TOML file or preset")
-    parser.add_argument("--ranks", type=int, required=True, help="number of MPI ranks")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--machine", type=Path, help="file of `hpcnn profile`; default: an ordinary CPU cluster")
-    parser.add_argument("--ranks-per-node", type=int, default=1, metavar="K", help="default: 1")
-    parser.add_argument("--save", type=Path, help="write the plan to this TOML file, for `train --plan`")
-    parser.add_argument("--plan", type=Path, metavar="FILE.toml", help="describe this saved plan instead")
-    parser.add_argument("--json", type=Path, help="write what is predicted to this file")
+    explain(parser, MANUAL)
+    what, machine = parser.add_argument_group("what to plan"), parser.add_argument_group("the machine")
+    what.add_argument("config", help="TOML file or preset")
+    what.add_argument("--ranks", type=int, required=True, metavar="N", help="number of MPI ranks (required)")
+    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeatable)")
+    machine.add_argument(
+        "--machine", type=Path, metavar="FILE", help="file of `hpcnn profile` (default: an ordinary CPU cluster)"
+    )
+    machine.add_argument("--ranks-per-node", type=int, default=1, metavar="K", help="ranks a node (default: 1)")
+    plans = parser.add_argument_group("plans and results")
+    plans.add_argument(
+        "--save", type=Path, metavar="FILE.toml", help="write the plan, for `train --plan` (default: only print)"
+    )
+    plans.add_argument(
+        "--plan", type=Path, metavar="FILE.toml", help="describe this saved plan (default: plan.preset's)"
+    )
+    plans.add_argument(
+        "--json", type=Path, metavar="FILE", help="write what is predicted to this file (default: only print)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,32 +70,12 @@ def run(args: argparse.Namespace) -> int:
             f"plan: --ranks (={args.ranks}) and --ranks-per-node (={args.ranks_per_node}) must be at least 1."
         )
     config = configuration.load(args.config, args.set)
-    with open_data(config.data, "train") as data:
-        model = models.configured(config.model, data.image_shape, data.num_classes)
+    model = model_of(config)
     machine_file = args.machine or config.exchange.machine
     machine = load_machine(machine_file) if machine_file else DEFAULT
     site = Site.of(config, machine, tuple(rank // args.ranks_per_node for rank in range(args.ranks)))
-    search = None
-    if args.plan is not None:
-        plan = planner.from_toml(_text(args.plan), model, config.train.global_batch)
-    elif config.plan.preset == "auto":
-        search = search_for(config, model, site)
-        plan = planner.in_turns(search.plan, model, config.plan.turns)
-    else:
-        plan = plan_for(config, model, site)
-    if plan.ranks != args.ranks:
-        raise PlanError(f"plan: made for {plan.ranks} ranks and --ranks is {args.ranks}; both must be equal.")
-    buckets = choose_buckets(
-        model,
-        config.exchange.kind,
-        bucket_bytes=config.exchange.bucket_bytes,
-        ranks=plan.ranks,
-        global_batch=plan.global_batch,
-        machine=machine,
-        nodes=site.nodes,
-        plan=plan,
-    )
-    predicted = predict(model, plan, buckets, site)
+    plan_text = None if args.plan is None else read_plan(args.plan)
+    plan, buckets, predicted, search = forecast(config, model, site, plan_text)
     print(_describe(model, plan, predicted, search))
     print(f"\n{_describe_exchange(model, plan, buckets, config.exchange.algorithm, site)}")
     if args.save:
@@ -80,13 +84,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(_as_json(predicted, search), indent=1) + "\n")
     return 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"plan: cannot read '{path}': {error}.") from None
 
 
 def _as_json(predicted: Prediction, search: Search | None) -> dict[str, object]:
@@ -189,12 +186,16 @@ def _describe_exchange(
 ) -> str:
     rows = []
     for bucket in buckets:
-        head = (bucket.label, bucket.kind, quantity(bucket.size * FLOAT_BYTES, "B"))
+        kind = bucket.kind if bucket.every == 1 else f"{bucket.kind} every {bucket.every} steps"
+        head = (bucket.label, kind, quantity(bucket.size * FLOAT_BYTES, "B"))
         if algorithm in ("mpi", "nccl") or plan.ranks == 1:
             rows.append((*head, "-", "-", "-", "-"))
             continue
         everyone = [
-            bucket_loads(bucket, model, algorithm, rank, plan.ranks, plan.global_batch, site.machine, site.nodes)
+            bucket_loads(
+                *(bucket, model, algorithm, rank, plan.ranks, plan.global_batch, site.machine, site.nodes),
+                wire_bytes=site.wire_bytes,
+            )
             for rank in range(min(plan.ranks, MOST_RANKS))
         ]
         for loads in zip(*everyone, strict=True):

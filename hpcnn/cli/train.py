@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from hpcnn import config as configuration
+from hpcnn import configuration
+from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.errors import ConfigError
 from hpcnn.train.observer import Observer
 from hpcnn.train.setup import Parts, assemble, device_errors
@@ -15,21 +16,59 @@ from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
 
 DEFAULT = "lenet5"
 
+MANUAL = Manual(
+    """Trains the network that a configuration describes, on all ranks of the job. Without a configuration it trains
+    LeNet-5 on the built-in images. USR1 or TERM makes it write a checkpoint and exit with 75; the same command with
+    --resume goes on, on any number of ranks. OMP_NUM_THREADS sets the threads of a rank; without it each takes its
+    share of the cores.""",
+    examples=(
+        ("hpcnn train", "LeNet-5 on the built-in images, one rank"),
+        ("mpiexec -n 4 hpcnn train resnet20 --out runs/a", "a preset on four ranks"),
+        ("mpiexec -n 4 hpcnn train my.toml --set train.lr=0.05 --set train.epochs=5", "a file, two settings changed"),
+        ("srun hpcnn train my.toml --out runs/b --resume", "start, or go on from the newest checkpoint"),
+        (
+            "mpiexec -n 4 hpcnn train yolo16 --plan plan.toml",
+            "layers split as `hpcnn plan --save` wrote, or you edited",
+        ),
+    ),
+    files=(
+        ("config.toml", "in the run folder: the configuration, complete"),
+        ("plan.toml", "which part of every layer each rank has"),
+        ("metrics.jsonl", "one JSON object a line: losses, accuracies, seconds, bytes"),
+        ("trace.json", "with --trace: what every rank did when, for ui.perfetto.dev"),
+        ("checkpoints/step-*.h5", "parameters and optimizer state, for any number of ranks"),
+        ("final.h5", "the trained network"),
+    ),
+    exit_codes=(*EXIT_CODES, (EXIT_RUN_AGAIN, "stopped by a signal behind a checkpoint: run again with --resume")),
+    see_also=("hpcnn plan", "hpcnn evaluate", "hpcnn doctor", "hpcnn/config.py for every setting"),
+)
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("train", help="train a network (start it with mpirun or srun)")
-    parser.add_argument(
+    explain(parser, MANUAL)
+    what, where = parser.add_argument_group("what to train"), parser.add_argument_group("the run")
+    what.add_argument(
         "config", nargs="?", help=f"TOML file or preset (default: the run's own to --resume, {DEFAULT} otherwise)"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-DATE)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
-    parser.add_argument("--init", type=Path, metavar="FILE.h5", help="start from the parameters of this checkpoint")
-    parser.add_argument(
-        "--trace", type=int, nargs="?", const=20, metavar="STEPS", help="write a timeline of the first steps (20)"
+    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeatable)")
+    where.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/CONFIG-DATE)")
+    where.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
+    where.add_argument(
+        "--init", type=Path, metavar="FILE.h5", help="start from the parameters of this checkpoint (default: random)"
     )
-    parser.add_argument("--plan", type=Path, metavar="FILE.toml", help="obey this saved plan")
+    where.add_argument(
+        "--trace",
+        type=int,
+        nargs="?",
+        const=20,
+        metavar="STEPS",
+        help="write a timeline of the first steps (default: none; 20 without a number)",
+    )
+    where.add_argument(
+        "--plan", type=Path, metavar="FILE.toml", help="obey this saved plan (default: the setting plan.preset)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,9 +8,9 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -41,7 +41,7 @@ CHUNK_BYTES = 1 << 30
 
 
 class World:
-    """The ranks of the job. Made once, by `start`.
+    """The ranks of the job, made once by `start`, or a group of them, made by `split`.
 
     Attributes
     ----------
@@ -57,10 +57,16 @@ class World:
         Threads that BLAS and OpenMP use in this rank.
     watchdog : Watchdog
         Names the rank that the others wait for in vain; off until its `timeout_s` is set.
+    ranks : tuple of int
+        What the ranks of this world are called in that of `start`.
     """
 
-    def __init__(self, comm: MPI.Intracomm, share: NodeShare, num_threads: int) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, share: NodeShare, num_threads: int, ranks: Sequence[int] | None = None
+    ) -> None:
         self.comm = comm
+        self._share = share
+        self.ranks = tuple(range(comm.size)) if ranks is None else tuple(ranks)
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.local_rank = share.local_rank
@@ -68,12 +74,25 @@ class World:
         self.num_threads = num_threads
         self.hostnames: tuple[str, ...] = tuple(comm.allgather(load().Get_processor_name()))
         self._patience = Patience(awake=True)
-        self.watchdog = Watchdog(MpiPost(comm.Dup()), self.hostnames, abort.end_job)
+        places = self.hostnames
+        if ranks is not None:
+            places = tuple(f"{host}, rank {rank} of all" for host, rank in zip(places, ranks, strict=True))
+        self.watchdog = Watchdog(MpiPost(comm.Dup()), places, abort.end_job)
         self._num_started, self._label = 0, ""
         self.watchdog.add_source("world", lambda: (self._num_started,))
 
     def __repr__(self) -> str:
         return f"World(rank={self.rank}, size={self.size}, host={self.hostnames[self.rank]!r})"
+
+    def split(self, color: int) -> World:
+        """Return the world of the ranks that bring the same `color`, in their order here (collective).
+
+        It has its own communicator, engine and watchdog, whose limit is set apart. The place on the node stays that
+        among all ranks.
+        """
+        comm = cast("MPI.Intracomm", self.comm.Split(color, self.rank))
+        ranks = [self.ranks[rank] for rank in comm.allgather(self.rank)]
+        return World(comm, self._share, self.num_threads, ranks)
 
     def barrier(self) -> None:
         """Return once all ranks have come here (collective)."""

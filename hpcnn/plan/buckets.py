@@ -21,7 +21,8 @@ class Bucket:
     """Elements [start, stop) of the flat vector: all parameters of `layers`, in the order backward finishes them.
 
     `kind` is how they travel: "allreduce", "sharded" or, for a single fully connected layer, "factors". `cut` is into
-    how many parts they are cut, of which a rank has one: replicas of it are on every `cut`-th rank.
+    how many parts they are cut, of which a rank has one: replicas of it are on every `cut`-th rank. They travel in one
+    step of `every`; in the others they are only added up.
     """
 
     start: int
@@ -29,6 +30,7 @@ class Bucket:
     layers: tuple[str, ...]
     kind: str = "allreduce"
     cut: int = 1
+    every: int = 1
 
     @property
     def size(self) -> int:
@@ -46,37 +48,39 @@ def make_buckets(
     bucket_bytes: int,
     kinds: Mapping[str, str] | None = None,
     cuts: Mapping[str, int] | None = None,
+    every: Mapping[str, int] | None = None,
 ) -> tuple[Bucket, ...]:
     """Return the buckets in the order backward completes them, each closed once it holds `bucket_bytes` or more.
 
     The last ones get smaller: a bucket is also closed once it holds half of what was left of the model, if that is
     `SHORTEST_BUCKET_BYTES` or more. For what is complete only when backward ends has nothing to hide behind.
     Layers are never cut, so a bucket can be longer than `bucket_bytes` by one layer. A bucket has layers of one kind
-    (those that `kinds` does not name are "allreduce") and one cut, one layer only where it is "factors".
+    (those that `kinds` does not name are "allreduce"), one cut and one `every`, one layer only where it is "factors".
     """
-    kinds, cuts = kinds or {}, cuts or {}
+    kinds, cuts, every = kinds or {}, cuts or {}, every or {}
     sizes = [(layer.name, sum(prod(shape) for shape in layer.parameters.values())) for layer in layers]
     start = sum(size for _, size in sizes)
     buckets: list[Bucket] = []
     names: list[str] = []
-    kind, cut, stop = "", 1, start
+    how, stop = ("", 1, 1), start
 
     def close() -> None:
         nonlocal names, stop
         if names:
-            buckets.append(Bucket(start, stop, tuple(names), kind, cut))
+            buckets.append(Bucket(start, stop, tuple(names), *how))
         names, stop = [], start
 
     for name, size in reversed(sizes):
         if size == 0:
             continue
-        if (kinds.get(name, "allreduce"), cuts.get(name, 1)) != (kind, cut):
+        its = (kinds.get(name, "allreduce"), cuts.get(name, 1), every.get(name, 1))
+        if its != how:
             close()
-            kind, cut = kinds.get(name, "allreduce"), cuts.get(name, 1)
+            how = its
         names.append(name)
         start -= size
         half_of_rest = max(stop * FLOAT_BYTES // 2, SHORTEST_BUCKET_BYTES)
-        if kind == "factors" or (stop - start) * FLOAT_BYTES >= min(bucket_bytes, half_of_rest):
+        if how[0] == "factors" or (stop - start) * FLOAT_BYTES >= min(bucket_bytes, half_of_rest):
             close()
     close()
     return tuple(buckets)

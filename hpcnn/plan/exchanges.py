@@ -27,7 +27,7 @@ from hpcnn.plan.layout import Layout
 from hpcnn.plan.machine import DEFAULT, Machine
 from hpcnn.plan.planner import Plan
 from hpcnn.plan.schedules import Schedule
-from hpcnn.spec import LinearSpec, ModelSpec
+from hpcnn.spec import ConvSpec, LinearSpec, ModelSpec
 
 KINDS = ("allreduce", "sharded", "factors")
 
@@ -59,6 +59,8 @@ def choose_buckets(
     nodes: tuple[int, ...] | None = None,
     plan: Plan | None = None,
     rank: int = 0,
+    wire_bytes: int = FLOAT_BYTES,
+    every: Mapping[str, int] | None = None,
 ) -> tuple[Bucket, ...]:
     """Return the buckets of a model, each with its kind, in the order backward completes them.
 
@@ -78,6 +80,10 @@ def choose_buckets(
     plan, rank
         Whose parts of the layers lie in the flat vector; left out, everything does. Factors serve layers that have all
         weights on every rank and a block of the batch.
+    wire_bytes : int
+        Of an element of a gradient in messages.
+    every : mapping of str to int
+        Layers whose gradients travel once in so many steps (see `lazy_rounds`).
 
     Raises
     ------
@@ -100,17 +106,17 @@ def choose_buckets(
         _check_asked(asked, {layer.name for layer in linear})
         rest = "sharded" if kind in ("factors", "auto") else kind
         kinds = {layer.name: asked.get(layer.name, rest) for layer in layers}
-        return located(make_buckets(layers, bucket_bytes, kinds, cuts), own)
+        return located(make_buckets(layers, bucket_bytes, kinds, cuts, every), own)
     if kind == "factors":
         kinds = {layer.name: "sharded" for layer in layers} | {layer.name: "factors" for layer in linear}
-        return located(make_buckets(layers, bucket_bytes, kinds, cuts), own)
+        return located(make_buckets(layers, bucket_bytes, kinds, cuts, every), own)
     if kind != "auto":
-        return located(make_buckets(layers, bucket_bytes, {layer.name: kind for layer in layers}, cuts), own)
+        return located(make_buckets(layers, bucket_bytes, {layer.name: kind for layer in layers}, cuts, every), own)
 
     link = machine.link(same_node=nodes is not None and len(set(nodes)) == 1)
 
     def seconds(bucket: Bucket) -> float:
-        loads = bucket_loads(bucket, model, "auto", 0, ranks, global_batch, machine, nodes)
+        loads = bucket_loads(bucket, model, "auto", 0, ranks, global_batch, machine, nodes, wire_bytes)
         travel_s = sum(load.messages * link.alpha_s + load.num_bytes * link.beta_s_per_byte for load in loads)
         updated = bucket.size / (1 if bucket.kind == "allreduce" else ranks)
         return travel_s + updated * UPDATE_BYTES / machine.rates.update_bytes_per_s
@@ -119,11 +125,37 @@ def choose_buckets(
         return min((replace(bucket, kind=other) for other in kinds), key=seconds)
 
     if ranks == 1:
-        return make_buckets(layers, bucket_bytes)
+        return make_buckets(layers, bucket_bytes, every=every)
     alone = {name: b for b in make_buckets(layers, 1) for name in b.layers}
     by_factors = {layer.name: "factors" for layer in linear if best(alone[layer.name], KINDS).kind == "factors"}
-    buckets = make_buckets(layers, bucket_bytes, by_factors, cuts)
+    buckets = make_buckets(layers, bucket_bytes, by_factors, cuts, every)
     return located([b if b.kind == "factors" else best(b, ("allreduce", "sharded")) for b in buckets], own)
+
+
+def lazy_rounds(model: ModelSpec, convolutions: int, steps: int) -> dict[str, int]:
+    """Return the layers that are updated once in so many `steps`: all up to the given number of convolutions.
+
+    Lee et al., "Improving scalability of parallel CNN training by adaptively adjusting parameter update frequency",
+    JPDC 159, 2022: the lowest convolutions have few parameters and much to wait for, as the next forward begins there.
+
+    Raises
+    ------
+    PlanError
+        If the model has fewer convolutions.
+    """
+    found: dict[str, int] = {}
+    left = convolutions
+    for layer in model.layers:
+        if left == 0 and (isinstance(layer, ConvSpec | LinearSpec) or not convolutions):
+            return found
+        left -= isinstance(layer, ConvSpec)
+        if layer.parameters:
+            found[layer.name] = steps
+    if left > 0:
+        raise PlanError(
+            f"plan: exchange.lazy_layers is {convolutions} and {model.name} has {convolutions - left} convolutions."
+        )
+    return found
 
 
 def _check_asked(asked: Mapping[str, str], linear: Collection[str]) -> None:
@@ -146,48 +178,52 @@ def bucket_loads(
     global_batch: int,
     machine: Machine = DEFAULT,
     nodes: tuple[int, ...] | None = None,
+    wire_bytes: int = FLOAT_BYTES,
 ) -> tuple[Load, ...]:
-    """Return what `rank` sends for a bucket in one step, by one of hpcnn's algorithms or "auto"."""
+    """Return what `rank` sends for a bucket in one step, by one of hpcnn's algorithms or "auto".
+
+    Gradients, inputs and errors travel in `wire_bytes` an element, parameters whole.
+    """
     if bucket.cut > 1:
         nodes = None if nodes is None else nodes[rank % bucket.cut :: bucket.cut]
         rank, ranks = rank // bucket.cut, ranks // bucket.cut
     if ranks == 1:
         return ()
 
-    def chosen(kind: str, count: int) -> str:
+    def chosen(kind: str, count: int, wire_bytes: int = wire_bytes) -> str:
         if algorithm != "auto":
             return "butterfly" if algorithm == "halving-doubling" and kind != "allreduce" else algorithm
         if kind == "allreduce":
-            return choice.allreduce_algorithm(count * FLOAT_BYTES, ranks, machine, nodes)
-        return choice.block_algorithm(count * FLOAT_BYTES, ranks, machine, nodes, kind=kind)
+            return choice.allreduce_algorithm(count * FLOAT_BYTES, ranks, machine, nodes, wire_bytes=wire_bytes)
+        return choice.block_algorithm(count * FLOAT_BYTES, ranks, machine, nodes, kind=kind, wire_bytes=wire_bytes)
 
-    def gather(item: str, sizes: list[int]) -> Load:
+    def gather(item: str, sizes: list[int], wire_bytes: int = FLOAT_BYTES) -> Load:
         bounds = _bounds(sizes)
-        name = chosen("allgather", bounds[-1])
-        return _load(item, name, schedules.allgather(name, rank, ranks, bounds[-1], bounds, nodes=nodes))
+        name = chosen("allgather", bounds[-1], wire_bytes)
+        return _load(item, name, schedules.allgather(name, rank, ranks, bounds[-1], bounds, nodes=nodes), wire_bytes)
 
     if bucket.kind == "allreduce":
         name = chosen("allreduce", bucket.size)
-        return (_load("gradients", name, schedules.allreduce(name, rank, ranks, bucket.size, nodes=nodes)),)
+        return (_load("gradients", name, schedules.allreduce(name, rank, ranks, bucket.size, nodes=nodes), wire_bytes),)
     if bucket.kind == "sharded":
         slices = [block.size for block in geometry.blocks(bucket.size, ranks)]
         name = chosen("reduce_scatter", bucket.size)
         scatter = schedules.reduce_scatter(name, rank, ranks, bucket.size, _bounds(slices), nodes=nodes)
-        return _load("gradients", name, scatter), gather("parameters", slices)
+        return _load("gradients", name, scatter, wire_bytes), gather("parameters", slices)
     layer = next(layer for layer in model.layers if layer.name == bucket.layers[0])
     num_out, num_in = layer.parameters["weight"]
     samples = [block.size for block in geometry.blocks(global_batch, ranks)]
     features = [block.size for block in geometry.blocks(num_in, ranks)]
     counts = [[n * width for width in features] for n in samples]
     return (
-        _load("inputs", "pairwise", schedules.alltoall("pairwise", rank, ranks, counts)),
-        gather("errors", [n * num_out for n in samples]),
+        _load("inputs", "pairwise", schedules.alltoall("pairwise", rank, ranks, counts), wire_bytes),
+        gather("errors", [n * num_out for n in samples], wire_bytes),
         gather("parameters", [width * num_out for width in features]),
     )
 
 
-def _load(item: str, algorithm: str, schedule: Schedule) -> Load:
-    num_bytes = schedule.num_elements_sent * FLOAT_BYTES
+def _load(item: str, algorithm: str, schedule: Schedule, wire_bytes: int) -> Load:
+    num_bytes = schedule.num_elements_sent * wire_bytes
     return Load(item=item, algorithm=algorithm, messages=schedule.num_messages, num_bytes=num_bytes)
 
 

@@ -72,7 +72,7 @@ def predict(model: ModelSpec, plan: Plan, buckets: Sequence[Bucket], site: Site)
     """
     placement = plan.place(model, plan.global_batch)
     every = works(model, plan, placement, site)
-    ways = [site.exchanged(bucket, model, plan.global_batch) for bucket in buckets]
+    ways = [_mean(site.exchanged(bucket, model, plan.global_batch), bucket.every) for bucket in buckets]
     loss = site.moved(Movement(placement.layers[model.layers[-1].name].owned, placement.loss))
     player = _Player(model, every, buckets, ways, loss if placement.loss_moved else (NOWHERE, NOWHERE), site)
     images = max(volume(box) for box in placement.images) * FLOAT_BYTES
@@ -85,6 +85,14 @@ def predict(model: ModelSpec, plan: Plan, buckets: Sequence[Bucket], site: Site)
         memory_bytes=memory_bytes(every, images, site),
         layers=tuple(player.times.values()),
     )
+
+
+def _mean(way: tuple[Journey, Journey], every: int) -> tuple[Journey, Journey]:
+    """Return what travels in a step on the average, where it travels in one of so many."""
+    if every == 1:
+        return way
+    there, back = (Journey(one.seconds / every, one.num_bytes // every, one.num_messages // every) for one in way)
+    return there, back
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ fastest that fits into memory is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -21,7 +21,7 @@ from hpcnn.config import Config
 from hpcnn.errors import PlanError
 from hpcnn.plan.buckets import Bucket
 from hpcnn.plan.chain import Segment, cost_of_segment, grids, units_of
-from hpcnn.plan.exchanges import KINDS, choose_buckets
+from hpcnn.plan.exchanges import KINDS, choose_buckets, lazy_rounds
 from hpcnn.plan.layout import Layout
 from hpcnn.plan.planner import PRESETS, Plan, checked, in_turns, make_plan
 from hpcnn.plan.prediction import Prediction, predict
@@ -96,6 +96,7 @@ def search_for(config: Config, model: ModelSpec, site: Site) -> Search:
         kind=config.exchange.kind,
         bucket_bytes=config.exchange.bucket_bytes,
         memory_bytes=config.plan.memory_bytes,
+        every=lazy_rounds(model, config.exchange.lazy_layers, config.exchange.lazy_steps),
     )
 
 
@@ -116,6 +117,8 @@ class Search:
         See `exchanges.choose_buckets`.
     memory_bytes : int
         What a rank may use for arrays; 0: no limit.
+    every : mapping of str to int
+        Layers that are updated once in so many steps.
     """
 
     def __init__(
@@ -127,8 +130,10 @@ class Search:
         kind: str = "allreduce",
         bucket_bytes: int,
         memory_bytes: int = 0,
+        every: Mapping[str, int] | None = None,
     ) -> None:
         self._model = model
+        self._every = every
         self._batch = global_batch
         self._site = site
         self._kinds = (*KINDS, "auto") if kind == "auto" else (kind,)
@@ -238,6 +243,8 @@ class Search:
             machine=self._site.machine,
             nodes=self._site.nodes,
             plan=plan,
+            wire_bytes=self._site.wire_bytes,
+            every=self._every,
         )
 
     # -- the programme ----------------------------------------------------------------------------------------------

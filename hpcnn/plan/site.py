@@ -55,6 +55,8 @@ class Site:
         Whether batch norms sum their statistics over ranks.
     state_slots : int
         Numbers that the optimizer keeps for each parameter.
+    wire_bytes : int
+        Of an element of a gradient in messages.
     """
 
     machine: Machine = DEFAULT
@@ -64,6 +66,7 @@ class Site:
     lazy: bool = True
     sync_batchnorm: bool = True
     state_slots: int = 1
+    wire_bytes: int = FLOAT_BYTES
 
     @classmethod
     def of(cls, config: Config, machine: Machine, nodes: tuple[int, ...]) -> Site:
@@ -77,6 +80,7 @@ class Site:
             lazy=exchange.wait == "layer",
             sync_batchnorm=config.model.sync_batchnorm,
             state_slots=2 if config.train.optimizer.startswith("adam") else 1,
+            wire_bytes=FLOAT_BYTES if exchange.wire == "fp32" else FLOAT_BYTES // 2,
         )
 
     @cached_property
@@ -114,32 +118,44 @@ class Site:
             ),
         )
 
-    def blocks(self, kind: str, count: int, nodes: tuple[int, ...]) -> Journey:
+    def blocks(self, kind: str, count: int, nodes: tuple[int, ...], wire_bytes: int = FLOAT_BYTES) -> Journey:
         """Return what an "allgather" or "reduce_scatter" of `count` elements costs among ranks on `nodes`."""
         size, name = len(nodes), self.algorithm
         if size == 1 or not count:
             return NOWHERE
         if name in ("auto", "mpi"):
-            name = choice.block_algorithm(count * FLOAT_BYTES, size, self.machine, nodes, kind=kind)
+            name = choice.block_algorithm(
+                count * FLOAT_BYTES, size, self.machine, nodes, kind=kind, wire_bytes=wire_bytes
+            )
         elif name == "halving-doubling":
             name = "butterfly"
         build = schedules.allgather if kind == "allgather" else schedules.reduce_scatter
         return self._journey(
-            pricing.blocks_seconds(kind, name, count, self.machine, nodes),
+            pricing.blocks_seconds(kind, name, count, self.machine, nodes, wire_bytes=wire_bytes),
             [build(name, rank, size, count, nodes=nodes) for rank in _few(size)],
+            wire_bytes,
         )
 
-    def summed(self, count: int, nodes: tuple[int, ...], itemsize: int = FLOAT_BYTES, algorithm: str = "") -> Journey:
+    def summed(
+        self,
+        count: int,
+        nodes: tuple[int, ...],
+        itemsize: int = FLOAT_BYTES,
+        algorithm: str = "",
+        wire_bytes: int | None = None,
+    ) -> Journey:
         """Return what an all-reduce of `count` elements costs among ranks on `nodes`."""
         size, name = len(nodes), algorithm or self.algorithm
         if size == 1 or not count:
             return NOWHERE
         if name in ("auto", "mpi"):
-            name = choice.allreduce_algorithm(count * itemsize, size, self.machine, nodes, itemsize=itemsize)
+            name = choice.allreduce_algorithm(
+                count * itemsize, size, self.machine, nodes, itemsize=itemsize, wire_bytes=wire_bytes
+            )
         return self._journey(
-            pricing.allreduce_seconds(name, count, self.machine, nodes, itemsize),
+            pricing.allreduce_seconds(name, count, self.machine, nodes, itemsize, wire_bytes),
             [schedules.allreduce(name, rank, size, count, nodes=nodes) for rank in _few(size)],
-            itemsize,
+            wire_bytes or itemsize,
         )
 
     def exchanged(self, bucket: Bucket, model: ModelSpec, global_batch: int) -> tuple[Journey, Journey]:
@@ -148,15 +164,15 @@ class Site:
         if len(nodes) == 1:
             return NOWHERE, NOWHERE
         if bucket.kind == "allreduce":
-            return self.summed(bucket.size, nodes), NOWHERE
+            return self.summed(bucket.size, nodes, wire_bytes=self.wire_bytes), NOWHERE
         gather = self.blocks("allgather", bucket.size, nodes)
         if bucket.kind == "sharded":
-            return self.blocks("reduce_scatter", bucket.size, nodes), gather
+            return self.blocks("reduce_scatter", bucket.size, nodes, self.wire_bytes), gather
         layer = next(layer for layer in model.layers if layer.name == bucket.layers[0])
         num_out, num_in = layer.parameters["weight"]
         # Inputs left during forward already; of the two, errors are what backward waits for.
-        inputs = self.blocks("reduce_scatter", -(-global_batch // len(nodes)) * num_in, nodes)
-        errors = self.blocks("allgather", global_batch * num_out, nodes)
+        inputs = self.blocks("reduce_scatter", -(-global_batch // len(nodes)) * num_in, nodes, self.wire_bytes)
+        errors = self.blocks("allgather", global_batch * num_out, nodes, self.wire_bytes)
         return inputs.and_then(errors), gather
 
     @staticmethod

@@ -19,7 +19,7 @@ from hpcnn.nn.parameter import ParameterSet, assign
 from hpcnn.train.atomic import replacing
 from hpcnn.train.model_file import Checkpoint, load, read_step, write
 
-__all__ = ["Checkpoint", "Latest", "Store", "latest", "load", "restore_into", "slots_of", "tensors_of"]
+__all__ = ["Checkpoint", "Latest", "Store", "find", "latest", "load", "restore_into", "slots_of", "tensors_of"]
 
 FOLDER = "checkpoints"
 BEST = "best.h5"
@@ -127,6 +127,23 @@ def latest(run_folder: str | Path) -> Latest | None:
             f"checkpoint: none in '{run_folder}' can be used. {' '.join(refusals)} Start again without --resume."
         )
     return None
+
+
+def find(path: str | Path) -> Checkpoint:
+    """Return the checkpoint in a file, or the newest good one of a run folder.
+
+    Raises
+    ------
+    CheckpointError
+        If `path` is neither, or what is there is damaged.
+    """
+    path = Path(path)
+    if path.is_file():
+        return load(path)
+    found = latest(path) if path.is_dir() else None
+    if found is None:
+        raise CheckpointError(f"checkpoint: '{path}' is neither a model file nor a run folder with checkpoints.")
+    return found.checkpoint
 
 
 def tensors_of(parameters: ParameterSet) -> dict[str, Array]:

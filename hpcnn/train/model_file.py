@@ -39,7 +39,11 @@ _ATTRIBUTES: dict[str, type] = {
     "step": int,
     "epoch": int,
     "best_accuracy": float,
+    "lazy_steps": int,
 }
+
+_LATER = {"lazy_steps": 0}
+"""What files of earlier versions lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,8 @@ class Checkpoint:
     """Epochs completed."""
     best_accuracy: float = 0.0
     """Best test accuracy so far."""
+    lazy_steps: int = 0
+    """Length of the next round of lazy updates; 0: there are none."""
     data_fingerprint: str = ""
     """Names the training data, so that a run does not go on with other data unnoticed."""
     path: Path | None = None
@@ -193,7 +199,10 @@ def _read_attributes(file: Any) -> dict[str, Any]:
     version = _plain(file.attrs["version"], int)
     if version != VERSION:
         raise CheckpointError(f"its version (={version}) must be {VERSION}; use the hpcnn that wrote it")
-    return {name: _plain(file.attrs[name], kind) for name, kind in _ATTRIBUTES.items()}
+    return {
+        name: _LATER[name] if name in _LATER and name not in file.attrs else _plain(file.attrs[name], kind)
+        for name, kind in _ATTRIBUTES.items()
+    }
 
 
 def _plain(value: Any, kind: type) -> Any:

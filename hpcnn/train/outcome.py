@@ -1,4 +1,4 @@
-"""How a run ended, for the command that started it."""
+"""How a run ended, in a few lines for people."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcnn import config as configuration
-from hpcnn import gpu
+from hpcnn import configuration, gpu
 from hpcnn.arrays import bfloat16
 from hpcnn.comm.world import World
 from hpcnn.config import Config
@@ -24,7 +23,7 @@ from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
 from hpcnn.plan import planner
 from hpcnn.plan.buckets import Bucket
-from hpcnn.plan.exchanges import choose_buckets
+from hpcnn.plan.exchanges import choose_buckets, lazy_rounds
 from hpcnn.plan.machine import DEFAULT
 from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.planner import Plan
@@ -97,6 +96,8 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         nodes=world.engine.nodes,
         plan=plan,
         rank=world.rank,
+        wire_bytes=Site.of(config, machine, world.engine.nodes).wire_bytes,
+        every=lazy_rounds(spec, config.exchange.lazy_layers, config.exchange.lazy_steps),
     )
     _check_agreement(world, config, spec, plan, buckets)
     per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)

@@ -15,8 +15,7 @@ from typing import TextIO
 
 import numpy as np
 
-from hpcnn import config as configuration
-from hpcnn import gpu
+from hpcnn import configuration, gpu
 from hpcnn.arrays import Array
 from hpcnn.comm.engine import URGENT
 from hpcnn.comm.persistent import prepare_allreduce
@@ -168,14 +167,15 @@ class Trainer:
                     statistics=None if parameters_only else room.statistics,
                     optimizer=None if parameters_only else room.state,
                 )
-        mine = (False, 0, 0.0) if loaded is None else (True, loaded.step, loaded.best_accuracy)
-        found, step, best = self.world.broadcast_obj(mine)
+        mine = (False,) * 4 if loaded is None else (True, loaded.step, loaded.best_accuracy, loaded.lazy_steps)
+        found, step, best, lazy_steps = self.world.broadcast_obj(mine)
         if not found:
             return
         arrays = [room.parameters.values]
         if not parameters_only:
             arrays += [*room.statistics.values(), *room.state.values()]
             self.step, self.best_accuracy = step, best
+            self.program.exchange.resume_rounds(lazy_steps)
         for array in arrays:
             self.world.broadcast(array)
         self.whole.take(room, self.optimizer.state)
@@ -192,7 +192,7 @@ class Trainer:
         DataError
             On every rank, when any rank cannot read its samples.
         """
-        parts, total = self.parts, self.parts.total_steps
+        total = self.parts.total_steps
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
         with self._progress, self._loader() as loader, StopRequest() as request:
@@ -203,11 +203,16 @@ class Trainer:
             if self.step == 0:
                 self._observe()
             while self.step < total and not stopped:
+                self.program.exchange.ends_round = self._ends_epoch(self.step + 1) or _due(
+                    self.step + 1, self.config.checkpoint.every_steps
+                )
                 with self.timeline.step(self.step + 1):
                     stopped = self._step(feed, request)
                 self._observe()
+                if not self.program.exchange.complete:
+                    stopped = ""  # the request stands until the round is over
                 save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
-                ends_epoch = self.step == total or self.step % parts.steps_per_epoch == 0
+                ends_epoch = self._ends_epoch(self.step)
                 if save or ends_epoch:
                     self.program.exchange.settle()
                     self.program.average_statistics()
@@ -221,11 +226,10 @@ class Trainer:
 
     def _observe(self) -> None:
         """Show the network to the observers whose turn it is, with all parameters current."""
-        due = [observer for observer in self.observers if observer.due(self.step)]
-        if due:
-            self.program.exchange.settle()
-        for observer in due:
-            observer.observe(self.step)
+        for observer in self.observers:
+            if observer.due(self.step):
+                self.program.exchange.settle()
+                observer.observe(self.step)
 
     def _step(self, feed: Feed, request: StopRequest) -> str:
         """Make one update; return the reason to stop, if any rank has one."""
@@ -303,6 +307,10 @@ class Trainer:
         """Number of the epoch that the last step belongs to, from 1."""
         return max(0, self.step - 1) // self.parts.steps_per_epoch + 1
 
+    def _ends_epoch(self, step: int) -> bool:
+        """Whether an epoch, or the run, is over after so many steps."""
+        return step == self.parts.total_steps or step % self.parts.steps_per_epoch == 0
+
     def _loader(self) -> Loader:
         return Loader(
             self.parts.train_data,
@@ -366,6 +374,7 @@ class Trainer:
             step=self.step,
             epoch=self.step // self.parts.steps_per_epoch,
             best_accuracy=self.best_accuracy,
+            lazy_steps=self.program.exchange.round_steps,
             data_fingerprint=self.parts.train_data.fingerprint(),
         )
 

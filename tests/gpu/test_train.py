@@ -66,6 +66,7 @@ def losses(model: str, out: Path, ranks: int, *settings: str) -> np.ndarray:
         ("lenet5", "fp32", 2, ("exchange.algorithm=mpi", "exchange.wait=step")),
         ("lenet5", "fp32", 4, ("plan.preset=spatial",)),
         ("lenet5", "fp32", 2, ("plan.preset=hybrid",)),
+        ("lenet5", "fp32", 2, ("exchange.lazy_layers=1", "exchange.lazy_steps=3")),
         ("lenet5", "bf16", 2, ("plan.preset=spatial",)),
         ("lenet5", "bf16", 2, ("exchange.wire=bf16", "train.optimizer=adam", "train.lr=0.001")),
         ("resnet20", "fp32", 1, ()),
@@ -77,7 +78,7 @@ def losses(model: str, out: Path, ranks: int, *settings: str) -> np.ndarray:
 def test_training_follows_one_cpu_rank(
     tmp_path: Path, model: str, compute: str, ranks: int, settings: tuple[str, ...]
 ) -> None:
-    recipe = tuple(setting for setting in settings if setting.startswith("train."))
+    recipe = tuple(setting for setting in settings if setting.startswith(("train.", "exchange.lazy")))
     expected = losses(model, tmp_path / "cpu", 1, *recipe)
     got = losses(model, tmp_path / "gpu", ranks, "device=cuda", f"train.compute={compute}", *settings)
     np.testing.assert_allclose(got, expected, rtol=TOLERANCE[compute])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.train.metrics import peak_memory_bytes
 from hpcnn.train.setup import assemble
 from hpcnn.train.trainer import Trainer

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.comm import World
 from hpcnn.comm.library import load
 from hpcnn.config import Config

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.analysis.information_plane import InformationPlane
 from hpcnn.analysis.plane_file import FILE, Plane, read
 from hpcnn.comm import World
@@ -102,7 +102,11 @@ def test_the_plane_is_that_of_one_rank(folder: Path, recipe: tuple[str, ...]) ->
     spmd_assert(world().comm, worst < 1e-9, f"quantities differ by {worst:.1e}")
 
 
-@pytest.mark.parametrize("recipe", [("model.dropout=0.3", "exchange.kind=sharded"), RESNET], ids=["lenet5", "resnet20"])
+@pytest.mark.parametrize(
+    "recipe",
+    [("model.dropout=0.3", "exchange.kind=sharded"), RESNET, ("exchange.lazy_layers=1", "exchange.lazy_steps=3")],
+    ids=["lenet5", "resnet20", "lazy"],
+)
 def test_training_does_not_notice(folder: Path, recipe: tuple[str, ...]) -> None:
     recipe = (*PLANE, *recipe, "train.compute=fp32", "train.steps=3")
     watched = train(world(), folder / "watched", *recipe, "analysis.information_plane_every_steps=1")

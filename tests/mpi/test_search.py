@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.plan.machine import Link, Machine
 from hpcnn.plan.planner import from_toml, make_plan, to_toml
 from hpcnn.plan.search import Search, plan_for

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.comm import World, start
 from hpcnn.comm.library import load, node_share
 from hpcnn.errors import CheckpointError, ConfigError, NumericsError, PlanError
 from hpcnn.train import checkpoint as checkpoints
+from hpcnn.train.outcome import Outcome
 from hpcnn.train.setup import assemble
-from hpcnn.train.trainer import Outcome, Trainer
+from hpcnn.train.trainer import Trainer
 from tests.checks import spmd_assert
 
 LENET = ("train.global_batch=25", "model.dropout=0.3", "train.lr=0.02", "train.warmup_epochs=0")

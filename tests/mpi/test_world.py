@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from hpcnn.comm import library, start
+from hpcnn.comm import allreduce, library, start
+from hpcnn.comm.persistent import prepare_allreduce
 from hpcnn.errors import ConfigError, DataError, PlanError
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
@@ -146,3 +147,25 @@ def test_a_quota_over_all_ranks_of_a_node_is_divided_among_them(monkeypatch, cor
     if share.local_size == SIZE:
         assert (cores, SIZE, num_threads) == (share.quota_cores, share.num_sharing_quota, share.num_threads)
         assert (cores >= SIZE) == share.core_each
+
+
+@pytest.mark.parametrize("parity", [True, False])
+def test_a_group_of_the_ranks_is_a_world_of_its_own(world, parity):
+    color = RANK % 2 if parity else RANK // 2
+    mine = [rank for rank in range(SIZE) if (rank % 2 if parity else rank // 2) == color]
+    group = world.split(color)
+    assert (mine.index(RANK), len(mine), tuple(mine)) == (group.rank, group.size, group.ranks)
+    assert [world.hostnames[rank] for rank in mine] == list(group.hostnames)
+    assert (world.local_rank, world.num_threads) == (group.local_rank, group.num_threads)
+    array = np.full(5, 1.0 + RANK)
+    prepared = prepare_allreduce(group.engine, array, "butterfly")
+    prepared.start()
+    everyone = np.array([float(RANK)])
+    allreduce(world.comm, everyone)  # meets nobody's messages in the groups
+    prepared.wait()
+    assert array.tolist() == [sum(1.0 + rank for rank in mine)] * 5
+    assert everyone.tolist() == [SIZE * (SIZE - 1) / 2]
+    with pytest.raises(DataError, match=r"only here" if len(mine) == 1 else r"only here \(on rank 0\)"):
+        group.agree(DataError("only here") if group.rank == 0 else None)
+    inner = group.split(0)
+    assert inner.ranks == group.ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.config import Config
 from hpcnn.errors import ConfigError
 from hpcnn.nn import models

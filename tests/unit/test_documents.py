@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcnn import config
+from hpcnn import configuration
 from hpcnn.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def test_a_command_that_does_not_exist_would_be_noticed() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_configuration_in_a_document_loads(path: Path) -> None:
     for text in blocks(path.read_text(), "toml"):
-        config.from_toml(text, path.name)
+        configuration.from_toml(text, path.name)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

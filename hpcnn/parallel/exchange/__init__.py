@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hpcnn import geometry
 from hpcnn.comm.world import World
 from hpcnn.config import ExchangeConfig
+from hpcnn.errors import PlanError
+from hpcnn.geometry import Block
 from hpcnn.nn.parameter import ParameterSet
 from hpcnn.parallel.exchange.allreduce import AllreduceCarrier
 from hpcnn.parallel.exchange.carrier import Carrier
 from hpcnn.parallel.exchange.exchange import Exchange, Update
 from hpcnn.parallel.exchange.factors import FactorsCarrier
+from hpcnn.parallel.exchange.lazy import LazyCarrier, Rounds
 from hpcnn.parallel.exchange.sharded import ShardedCarrier
 from hpcnn.plan.buckets import Bucket
 from hpcnn.plan.planner import Plan
@@ -32,6 +37,8 @@ def make_exchange(
     ------
     CommError
         If the settings do not go together.
+    PlanError
+        If a lazy layer's weights are cut.
     """
     engine = world.engine if world.size > 1 else None
     layers = {layer.name: layer for layer in model.layers}
@@ -53,4 +60,30 @@ def make_exchange(
             case _:
                 return AllreduceCarrier(bucket, replicas, engine, parameters, config, priority)
 
-    return Exchange([carrier(bucket) for bucket in buckets], engine, overlap=config.overlap, wait=config.wait)
+    carriers = [carrier(bucket) for bucket in buckets]
+    rounds = None
+    lazy = [bucket for bucket in buckets if bucket.every > 1]
+    if lazy:
+        _refuse_cut(lazy)
+        top = lazy[0].layers[0]  # backward comes to it first
+        watched = _stretch(parameters, top) if config.lazy_adaptive else Block(0, 0)
+        rounds = Rounds(lazy[0].every, watched, parameters, engine)
+        carriers = [
+            LazyCarrier(one, rounds, parameters, watched=top) if one.bucket.every > 1 else one for one in carriers
+        ]
+    return Exchange(carriers, engine, overlap=config.overlap, wait=config.wait, rounds=rounds)
+
+
+def _refuse_cut(buckets: Sequence[Bucket]) -> None:
+    for bucket in buckets:
+        if bucket.cut > 1:
+            raise PlanError(
+                f"exchange: the weights of {bucket.label} are cut, and lazy updates are for layers that all ranks have"
+                " whole. Lower exchange.lazy_layers or choose another plan.preset."
+            )
+
+
+def _stretch(parameters: ParameterSet, layer: str) -> Block:
+    """Return where the parameters of a layer lie in the flat vector."""
+    offsets = [offset for name, offset in parameters.offsets.items() if name.rpartition("/")[0] == layer]
+    return Block(min(start for start, _ in offsets), max(stop for _, stop in offsets))

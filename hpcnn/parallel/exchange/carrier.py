@@ -38,6 +38,8 @@ class Carrier:
         Whether `owned` has all of every tensor, rather than slices.
     """
 
+    moves = True
+    """Whether this step's update is for these layers."""
     replaces_gradient = False
     owns_whole_tensors = True
 

@@ -29,6 +29,7 @@ from hpcnn.arrays import Array
 from hpcnn.comm.engine import Engine
 from hpcnn.geometry import Block
 from hpcnn.parallel.exchange.carrier import Carrier
+from hpcnn.parallel.exchange.lazy import Rounds
 
 
 class Update(Protocol):
@@ -59,12 +60,27 @@ class Exchange:
     wait : str
         "layer": a step is over when its backward is, and each layer waits for its parameters in the next forward;
         "step": a step is over when all parameters are current.
+    rounds : Rounds, optional
+        Of lazy carriers.
+
+    Attributes
+    ----------
+    ends_round : bool
+        Whether the coming step ends the round of lazy carriers in any case; to be set before every step.
     """
 
     def __init__(
-        self, carriers: Sequence[Carrier], engine: Engine | None, *, overlap: bool = True, wait: str = "layer"
+        self,
+        carriers: Sequence[Carrier],
+        engine: Engine | None,
+        *,
+        overlap: bool = True,
+        wait: str = "layer",
+        rounds: Rounds | None = None,
     ) -> None:
         self.carriers = tuple(carriers)
+        self.rounds = rounds
+        self.ends_round = False
         self._engine = engine
         self._overlap = overlap
         self._lazy = overlap and wait == "layer"
@@ -109,6 +125,8 @@ class Exchange:
     def begin_backward(self, update: Update) -> None:
         """Take the update that moves parameters from here on; that of the last step has moved all by now."""
         assert not self._pending, "forward has used every layer with parameters"
+        if self.rounds is not None:
+            self.rounds.begin_step(last=self.ends_round)
         self._update = update
         self._pending = list(self.carriers)
         self._in_use = {carrier: len(carrier.layers) for carrier in self.carriers}
@@ -134,14 +152,31 @@ class Exchange:
         if update.together:
             for carrier in self._pending:
                 carrier.take()
-            update.look([block for carrier in self.carriers for block in carrier.counted])
+            update.look([block for carrier in self.carriers if carrier.moves for block in carrier.counted])
             for carrier in reversed(self._pending):  # the bottom layers first: the next forward begins with them
                 self._publish(carrier)
             self._pending = []
+        if self.rounds is not None:
+            self.rounds.end_step()
         if self._lazy:
             self._move_arrived()
         else:
             self.settle()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all gradients of the steps so far are in the parameters, or will be once they have settled."""
+        return self.rounds is None or self.rounds.number == 0
+
+    @property
+    def round_steps(self) -> int:
+        """Length of the next round of lazy carriers; 0 without any."""
+        return 0 if self.rounds is None else self.rounds.steps
+
+    def resume_rounds(self, steps: int) -> None:
+        """Go on with rounds of the length that `round_steps` was, where there are lazy carriers."""
+        if self.rounds is not None and steps and self.rounds.adaptive:
+            self.rounds.steps = steps
 
     def settle(self) -> None:
         """Return once all parameters are current on this rank (collective)."""
@@ -174,8 +209,9 @@ class Exchange:
 
     def _publish(self, carrier: Carrier) -> None:
         assert self._update is not None
-        for block in carrier.owned:
-            self._update.move(block)
+        if carrier.moves:
+            for block in carrier.owned:
+                self._update.move(block)
         carrier.publish()
 
     def _wait_until(self, condition: Callable[[], bool], label: str) -> None:

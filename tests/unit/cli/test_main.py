@@ -20,6 +20,7 @@ FLAGS = {
     "hpcnn": "--version",
     "hpcnn train": "config --set --out --resume --init --trace --plan",
     "hpcnn evaluate": "run --set --json",
+    "hpcnn export": "run --onnx --set",
     "hpcnn plan": "config --ranks --set --machine --ranks-per-node --save --plan --json",
     "hpcnn data import": "source --out --size --kind --skip-broken --seed",
     "hpcnn data fetch": "name --out --mirror --from",
@@ -32,7 +33,12 @@ FLAGS = {
     ),
     "hpcnn bench ops": "--models --batch --no-peer --repeats --json",
     "hpcnn bench step": "--models --batch --no-peer --repeats --json",
-    "hpcnn doctor": "--json --mpi --compile --arch",
+    "hpcnn scale": (
+        "config --ranks --plans --exchanges --algorithms --mode --repeats --steps --set --machine --ranks-per-node"
+        " --launcher --launcher-args --sbatch-args --limit --point --out"
+    ),
+    "hpcnn doctor": "--json --strict --mpi --out --machine --compile --arch",
+    "hpcnn help": "words --man",
 }
 
 

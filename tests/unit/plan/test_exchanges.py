@@ -7,11 +7,12 @@ from math import prod
 
 import pytest
 
+from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.plan.buckets import Bucket, make_buckets
-from hpcnn.plan.exchanges import KINDS, Load, bucket_loads, choose_buckets
+from hpcnn.plan.exchanges import KINDS, Load, bucket_loads, choose_buckets, lazy_rounds
 from hpcnn.plan.machine import Link, Machine
-from hpcnn.spec import LinearSpec, ModelSpec
+from hpcnn.spec import BatchNormSpec, ConvSpec, LinearSpec, ModelSpec
 
 VGG16 = models.build("vgg16", (224, 224, 3), 1000)
 ALEXNET = models.build("alexnet", (227, 227, 3), 1000)
@@ -141,3 +142,38 @@ def test_small_models_get_smaller_buckets_so_that_their_gradients_travel_during_
     lenet = models.build("lenet5", (28, 28, 1), 10)
     buckets = choose_buckets(lenet, "allreduce", bucket_bytes=4_000_000, ranks=4, global_batch=64)
     assert all(4 * bucket.size >= 1 << 16 for bucket in buckets[:-1])
+
+
+@pytest.mark.parametrize(("kind", "halved"), [("allreduce", 1.0), ("sharded", 0.5), ("factors", 0.5)])
+def test_narrow_messages_halve_gradients_but_not_parameters(kind, halved):
+    for bucket in choose_buckets(ALEXNET, kind, bucket_bytes=4_000_000, ranks=4, global_batch=32):
+        wide = bucket_loads(bucket, ALEXNET, "ring", 0, 4, 32)
+        narrow = bucket_loads(bucket, ALEXNET, "ring", 0, 4, 32, wire_bytes=2)
+        for one, other in zip(wide, narrow, strict=True):
+            assert other.num_bytes == (one.num_bytes if one.item == "parameters" else one.num_bytes / 2)
+            assert other.messages == one.messages
+        if bucket.kind == kind and kind != "factors":
+            sums = [sum(load.num_bytes for load in some) for some in (wide, narrow)]
+            assert sums[1] == pytest.approx((1 - halved / 2) * sums[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lazy_layers_have_buckets_of_their_own(kind):
+    resnet = models.build("resnet20", (32, 32, 3), 10)
+    every = lazy_rounds(resnet, 3, 4)
+    convolutions = [layer.name for layer in resnet.layers if isinstance(layer, ConvSpec)]
+    assert set(convolutions[:3]) <= set(every)
+    assert not set(convolutions[3:]) & set(every)
+    assert {layer.name for layer in resnet.layers if isinstance(layer, BatchNormSpec)} & set(every)
+    assert set(every.values()) == {4}
+    buckets = choose_buckets(resnet, kind, bucket_bytes=10**9, ranks=4, global_batch=64, every=every)
+    assert [bucket.every for bucket in buckets] == sorted(bucket.every for bucket in buckets)
+    for bucket in buckets:
+        assert all(every.get(name, 1) == bucket.every for name in bucket.layers)
+
+
+def test_more_lazy_layers_than_there_are_convolutions_are_refused():
+    with pytest.raises(PlanError, match=r"exchange.lazy_layers is 9 and alexnet has 5 convolutions"):
+        lazy_rounds(ALEXNET, 9, 2)
+    assert lazy_rounds(ALEXNET, 0, 2) == {}
+    assert len(lazy_rounds(ALEXNET, 5, 2)) == 5

@@ -198,3 +198,13 @@ def test_ranks_that_are_out_of_step_wait_wherever_they_meet():
     assert stalled.compute_s == pytest.approx(found.compute_s)
     # fc1's input and the logits; the gradients of both, of which fc1's hides behind its weights' gradient in part.
     assert 3 * 0.5 < stalled.exposed_s - found.exposed_s <= 4 * 0.5 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["allreduce", "sharded"])
+def test_narrow_gradients_are_waited_for_half_as_long(kind):
+    plan = make_plan(spec(), "data", 4, BATCH)
+    apart = site_of(4, Link(alpha_s=1e-9, beta_s_per_byte=1e-7), overlap=False)
+    wide, narrow = (foretold(plan, replace(apart, wire_bytes=size), kind) for size in (4, 2))
+    share = 0.5 if kind == "allreduce" else 0.75  # parameters travel as they are
+    assert narrow.exposed_s == pytest.approx(share * wide.exposed_s, rel=1e-3)
+    assert narrow.compute_s == pytest.approx(wide.compute_s)

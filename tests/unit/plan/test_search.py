@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from hpcnn import config as configuration
+from hpcnn import configuration
 from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.plan import planner

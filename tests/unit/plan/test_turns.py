@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hpcnn.arrays import Pair
-from hpcnn.config import load
+from hpcnn.configuration import load
 from hpcnn.errors import PlanError
 from hpcnn.geometry import Block
 from hpcnn.nn import models
