@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +53,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def hpcnn(*words: str) -> None:
+    """Run a command on one rank; raises ClusterError with the end of what it said, if it fails."""
+    env = os.environ | {"PYTHONPATH": str(training.ROOT)}
+    with tempfile.TemporaryFile("w+") as log:
+        command = [sys.executable, "-m", "hpcnn", *words]
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+        training.check(done.returncode, f"hpcnn {words[0]}", log)
+
+
 def numbers(run: Path) -> list[float]:
     """Return the numbers of one run, in the order of `HEAD`.
 
@@ -83,9 +95,9 @@ def measure(args: argparse.Namespace) -> dict[str, np.ndarray]:
             run = args.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
             sets = [*args.set, *KERNELS[name], f"train.seed={seed}", "checkpoint.every_epochs=0"]
             if not (run / "final.h5").exists():
-                words = ["train", "information-plane", "--out", str(run)]
-                training.run_here([*words, *(word for one in sets for word in ("--set", one))], limit_s=3600)
-                training.run_here(["analyze", "information-plane", str(run)], limit_s=600)
+                changed = [word for one in sets for word in ("--set", one)]
+                hpcnn("train", "information-plane", "--out", str(run), *changed)
+                hpcnn("analyze", "information-plane", str(run))
             rows.append(numbers(run))
             print(name, seed, " ".join(f"{value:.3g}" for value in rows[-1]), flush=True)
         found[name] = np.array(rows)

@@ -31,7 +31,7 @@ INFORMATION_PLANE = Manual(
         ("inequalities.svg, .png", "both chains of information over the steps"),
         ("feature-maps.svg, .png", "pairs and growing groups of maps, where analysis.maps_every is set"),
     ),
-    see_also=("hpcnn train information-plane", "docs/experiments.md"),
+    see_also=("hpcnn train", "docs/experiments.md"),
 )
 
 
