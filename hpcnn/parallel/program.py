@@ -212,7 +212,7 @@ class Program:
         Parameters have to be current (`exchange.settle`). Other arguments are those of `train_step`.
         """
         route = self.route(len(context.samples))
-        kept = {name: own.copy() for name, own in self.model.statistics.items()}
+        kept = {name: np.array(arrays.to_host(own)) for name, own in self.model.statistics.items()}
         self._told, self._watch = Quiet(), watch
         try:
             logits, saved = self._forward(images, context, route)
@@ -221,7 +221,7 @@ class Program:
         finally:
             self._told, self._watch = self.exchange, UNWATCHED
             for name, own in kept.items():
-                self.model.statistics[name][...] = own
+                arrays.overwrite(self.model.statistics[name], own)
 
     def _lose(self, logits: Array, labels: Array, context: StepContext) -> tuple[float, int, Array]:
         if not len(logits):
