@@ -190,7 +190,8 @@ class AnalysisConfig:
     information_plane_every_steps: Count = 0
     """Measure before the first step and after so many; 0: never."""
     samples: Annotated[int, msgspec.Meta(ge=2)] = 256
-    """Images to measure on, spread evenly over their set, always the same; not cropped, not mirrored."""
+    """Images to measure on, spread evenly over their set, always the same; not cropped, not mirrored. What the layers
+    make of them is in memory at once, shared out over the ranks."""
     images: Literal["test", "train"] = "test"
     """The set that they are from."""
     layers: tuple[str, ...] = ()
