@@ -31,6 +31,7 @@ from hpcnn.analysis.plane_file import FILE, read
 
 KERNELS: Mapping[str, Sequence[str]] = {
     "maps, silverman": (),
+    "maps, silverman, hidden layers": ("analysis.layers=['conv1', 'conv2', 'fc1', 'fc2']",),
     "maps, quantile": ("analysis.width=quantile", "analysis.width_quantile=0.3"),
     "maps not widened, silverman": ("analysis.widen_joint=false",),
     "tensor, silverman": ("analysis.kernel=tensor", "analysis.maps_every=0"),
