@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "analyze": Command("tables and pictures of what a run recorded about its network", lambda args: False),
     "bench": Command("time all-reduce algorithms, operators or training steps", lambda args: True),
     "scale": Command("measure how training scales over ranks, plans and algorithms", lambda args: False),
+    "report": Command("make an HTML page of runs: where the time went, curves, layers", lambda args: False),
     "doctor": Command("check this installation and say how to mend it", lambda args: args.mpi or launched()),
     "help": Command("print a command's manual, or write pages for man", lambda args: False),
 }

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hpcnn import configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.errors import ConfigError
+from hpcnn.train.atomic import replacing
 from hpcnn.train.observer import Observer
 from hpcnn.train.setup import Parts, assemble, device_errors
+from hpcnn.train.signals import ignore_requests
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
+
+if TYPE_CHECKING:
+    from hpcnn.comm.world import World
 
 DEFAULT = "lenet5"
 
@@ -35,12 +42,14 @@ MANUAL = Manual(
         ("config.toml", "in the run folder: the configuration, complete"),
         ("plan.toml", "which part of every layer each rank has"),
         ("metrics.jsonl", "one JSON object a line: losses, accuracies, seconds, bytes"),
+        ("environment.json", "hosts with their ranks and cores, versions, the command"),
         ("trace.json", "with --trace: what every rank did when, for ui.perfetto.dev"),
         ("checkpoints/step-*.h5", "parameters and optimizer state, for any number of ranks"),
+        ("analysis.h5", "with analysis.information_plane_every_steps: the information plane, for `hpcnn analyze`"),
         ("final.h5", "the trained network"),
     ),
     exit_codes=(*EXIT_CODES, (EXIT_RUN_AGAIN, "stopped by a signal behind a checkpoint: run again with --resume")),
-    see_also=("hpcnn plan", "hpcnn evaluate", "hpcnn doctor", "hpcnn/config.py for every setting"),
+    see_also=("hpcnn plan", "hpcnn evaluate", "hpcnn report", "hpcnn doctor", "hpcnn/config.py for every setting"),
 )
 
 
@@ -93,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
                 parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout, observers=_observers(parts)
             )
             trainer.prepare(resume=args.resume, init=args.init)
+            _write_environment(world, parts, folder / "environment.json")
             outcome = trainer.train()
         if config.log.trace_steps:
             from hpcnn.report.trace import write_trace
@@ -100,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
             write_trace(world, trainer.timeline, folder / "trace.json")
     finally:
         parts.close()
+    if outcome.stopped:
+        ignore_requests()
     if world.rank == 0:
         print(outcome.describe())
     return EXIT_RUN_AGAIN if outcome.stopped else 0
@@ -127,3 +139,49 @@ def _read_plan(path: Path | None) -> str | None:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"train: cannot read the plan '{path}': {error}.") from None
+
+
+def _write_environment(world: World, parts: Parts, path: Path) -> None:
+    """Write what the run runs on, and by which command, for `hpcnn report` (collective)."""
+    from hpcnn.cli.environment import ranges, usable_cores
+
+    mine = {"host": world.hostnames[world.rank], "cores": ranges(usable_cores()), "threads": world.num_threads}
+    ranks = world.gather_obj(mine)
+    with world.agreeing():
+        if ranks is not None:
+            text = json.dumps(_environment(world, parts, ranks), indent=1) + "\n"
+            try:
+                with replacing(path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(
+                    f"train: cannot write '{path}': {error.strerror}. Make the run folder writable or set --out."
+                ) from None
+
+
+def _environment(world: World, parts: Parts, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    from hpcnn.cli import environment, gpus
+    from hpcnn.comm.library import load
+
+    vendor, version = load().get_vendor()
+    data, test_data = parts.train_data, parts.test_data
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": sys.argv,
+        "program": environment.program() | {"revision": environment.revision()},
+        "hosts": environment.by_host(ranks),
+        "nodes": list(world.engine.nodes),
+        "mpi": f"{vendor} {'.'.join(map(str, version))}",
+        "processor": environment.processor(),
+        "gpus": gpus.devices() if parts.config.device == "cuda" else [],
+        "operators": environment.operators(),
+        "packages": {name: installed for name, installed in environment.packages().items() if installed},
+        "variables": environment.blas()["variables"],
+        "slurm": environment.slurm(),
+        "data": {
+            "image_shape": list(data.image_shape),
+            "num_classes": data.num_classes,
+            "train_images": len(data),
+            "test_images": 0 if test_data is None else len(test_data),
+        },
+    }

@@ -37,6 +37,7 @@ FLAGS = {
         "config --ranks --plans --exchanges --algorithms --mode --repeats --steps --set --machine --ranks-per-node"
         " --launcher --launcher-args --sbatch-args --limit --point --out"
     ),
+    "hpcnn report": "runs --out --figures",
     "hpcnn doctor": "--json --strict --mpi --out --machine --compile --arch",
     "hpcnn help": "words --man",
 }
