@@ -214,6 +214,41 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """The information plane: what layers share with images and labels, measured while a network trains."""
+
+    information_plane_every_steps: Count = 0
+    """Measure before the first step and after so many; 0: never."""
+    samples: Annotated[int, msgspec.Meta(ge=2)] = 256
+    """Images to measure on, spread evenly over their set, always the same; not cropped, not mirrored. What the layers
+    make of them is in memory at once, shared out over the ranks."""
+    images: Literal["test", "train"] = "test"
+    """The set that they are from."""
+    layers: tuple[str, ...] = ()
+    """Names of layers; empty: convolutions, sums and fully connected layers that all information passes through."""
+    errors: bool = True
+    """Also measure what the layers' errors share with the last one's, which takes a backward pass."""
+    alpha: Annotated[float, msgspec.Meta(gt=0.0)] = 1.01
+    """Order of the entropies; 1: von Neumann's. 2: the fastest, it needs no eigenvalues."""
+    kernel: Literal["maps", "tensor"] = "maps"
+    """maps: a feature map is a variable, a layer all of them jointly. tensor: a layer is one variable."""
+    width: Literal["silverman", "quantile", "alignment", "fixed"] = "silverman"
+    """Rule for sigma in exp(-d^2 / (2 sigma^2)): see `hpcnn/analysis/widths.py`."""
+    width_scale: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
+    """Factor on the rule's sigma; for "fixed", sigma itself."""
+    width_quantile: Fraction = 0.05
+    """Of the distances between samples, for "quantile"."""
+    widen_joint: bool = True
+    """Widen the kernels of a layer's maps by the square root of their number, lest many saturate at log2 samples."""
+    maps_every: Count = 0
+    """At every so many measurements, measure single maps, pairs of them and growing groups too; 0: never."""
+    maps: Annotated[int, msgspec.Meta(ge=2)] = 16
+    """Feature maps of a layer to take for that."""
+    pairs: Positive = 8
+    """Pairs of them, drawn once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a run depends on."""
 
@@ -228,3 +263,4 @@ class Config:
     separation: SeparationConfig = SeparationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    analysis: AnalysisConfig = AnalysisConfig()

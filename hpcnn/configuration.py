@@ -135,6 +135,17 @@ def _refuse_combinations(config: Config) -> None:
         )
     if exchange.lazy_layers and exchange.lazy_steps < 2:
         raise ConfigError("config: 'exchange.lazy_steps' (=1) must be at least 2 with lazy layers.")
+    analysis = config.analysis
+    if analysis.kernel == "maps" and analysis.width == "alignment":
+        raise ConfigError(
+            "config: 'analysis.width' (='alignment') chooses one width a layer; analysis.kernel (='maps') needs one for"
+            ' each map. Set analysis.kernel = "tensor", or another width.'
+        )
+    if analysis.kernel == "tensor" and analysis.maps_every:
+        raise ConfigError(
+            f"config: 'analysis.maps_every' (={analysis.maps_every}) measures single maps, which analysis.kernel"
+            " (='tensor') does not tell apart. Set analysis.kernel = \"maps\", or maps_every = 0."
+        )
     if exchange.algorithm != "nccl":
         return
     for key, value, needed in (

@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command("predict training steps on machines that are not at hand", lambda args: False),
     "data": Command("import, inspect or fetch data sets", lambda args: args.action == "import"),
     "profile": Command("measure this machine's messages and arithmetic (with mpirun)", lambda args: True),
+    "analyze": Command("tables and pictures of what a run recorded about its network", lambda args: False),
     "bench": Command("time all-reduce algorithms, operators or training steps", lambda args: True),
     "scale": Command("measure how training scales over ranks, plans and algorithms", lambda args: False),
     "report": Command("make an HTML page of runs: where the time went, curves, layers", lambda args: False),

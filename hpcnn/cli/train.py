@@ -14,6 +14,7 @@ from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.config import Config
 from hpcnn.errors import ConfigError
 from hpcnn.train.atomic import replacing
+from hpcnn.train.observer import Observer
 from hpcnn.train.setup import Parts, assemble, device_errors
 from hpcnn.train.signals import ignore_requests
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
@@ -45,6 +46,7 @@ MANUAL = Manual(
         ("environment.json", "hosts with their ranks and cores, versions, the command"),
         ("trace.json", "with --trace: what every rank did when, for ui.perfetto.dev"),
         ("checkpoints/step-*.h5", "parameters and optimizer state, for any number of ranks"),
+        ("analysis.h5", "with analysis.information_plane_every_steps: the information plane, for `hpcnn analyze`"),
         ("final.h5", "the trained network"),
     ),
     exit_codes=(*EXIT_CODES, (EXIT_RUN_AGAIN, "stopped by a signal behind a checkpoint: run again with --resume")),
@@ -99,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
     parts = assemble(config, world, plan_text)
     try:
         with device_errors(config):
-            trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
+            trainer = Trainer(
+                parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout, observers=_observers(parts)
+            )
             trainer.prepare(resume=args.resume, init=args.init)
             _write_environment(world, parts, folder / "environment.json")
             outcome = trainer.train()
@@ -146,6 +150,15 @@ def _train_classes(args: argparse.Namespace, config: Config, world: World, folde
             print(score.describe())
         print(f"run folder {folder}")
     return EXIT_RUN_AGAIN if stopped else 0
+
+
+def _observers(parts: Parts) -> list[Observer]:
+    """Return what looks on as the configuration asks (collective)."""
+    if not parts.config.analysis.information_plane_every_steps:
+        return []
+    from hpcnn.analysis.information_plane import InformationPlane  # few runs want it
+
+    return [InformationPlane(parts)]
 
 
 def _own_config(args: argparse.Namespace) -> str | None:

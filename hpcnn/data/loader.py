@@ -118,7 +118,12 @@ def evaluation_batches(data: DataSet, batch: int, part: Callable[[int], Part]) -
     """Yield a data set in order, `batch` images at a time over all ranks; `part` tells what of N images to read."""
     for start in range(0, len(data), batch):
         samples = np.arange(start, min(start + batch, len(data)))
-        yield _read(data, samples, part(len(samples)), Augmentation(seed=0), epoch=0)
+        yield read_samples(data, samples, part(len(samples)))
+
+
+def read_samples(data: DataSet, samples: np.ndarray, part: Part) -> Batch:
+    """Return a rank's part of the batch of `samples`, indices in the data set, without augmentation."""
+    return _read(data, samples, part, Augmentation(seed=0), epoch=0)
 
 
 def _read(data: DataSet, samples: np.ndarray, part: Part, augmentation: Augmentation, epoch: int) -> Batch:

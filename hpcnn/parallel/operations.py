@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hpcnn.errors import PlanError
 from hpcnn.geometry import Block
 from hpcnn.nn.layer import Layer
 from hpcnn.nn.model import Model
+from hpcnn.nn.partial import PartialSum
 from hpcnn.parallel.turns import Turns
 from hpcnn.plan.layout import volume
 from hpcnn.plan.planner import Plan
-from hpcnn.spec import ModelSpec
+from hpcnn.spec import BatchNormSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -76,4 +79,29 @@ def refuse_cut_features(layer: str, spec: ModelSpec, plan: Plan, operations: Seq
                 f"plan: the loss of features (separation.method) needs all outputs of layer '{layer}' where the loss of"
                 " a sample is computed, but the plan cuts or moves them, or computes them in turns. Set"
                 ' plan.preset = "data", or name a layer that is whole by separation.layer.'
+            )
+
+
+def refuse_local_statistics(spec: ModelSpec, plan: Plan) -> None:
+    """Raise PlanError if a rank's own samples are not enough for the statistics of a batch norm."""
+    for layer, (_, layout) in zip(spec.layers, plan.layouts, strict=True):
+        local = layout.height * layout.width == 1 and layout.ranks == plan.ranks
+        local = local and layout.sample <= plan.global_batch
+        if isinstance(layer, BatchNormSpec) and not local:
+            raise PlanError(
+                f"plan: layer '{layer.name}' is a batch norm with a grid {layout.grid} of tiles, or one that leaves"
+                f" some of {plan.ranks} ranks without samples: its statistics must be those of the whole batch."
+                " Set model.sync_batchnorm = true."
+            )
+
+
+def refuse_narrow(operations: Sequence[Operation], activation: np.dtype[Any]) -> None:
+    """Raise PlanError for what is not proven right with 16-bit activations: sums of parts, and turns."""
+    if activation.itemsize >= 4:
+        return
+    for operation in operations:
+        if isinstance(operation.layer, PartialSum | Turns):
+            raise PlanError(
+                f"plan: layer '{operation.output}' adds up parts, by input channels or in turns, which needs"
+                f' activations of 32 bits (these are {activation}). Set train.compute = "tf32", or another plan.'
             )

@@ -26,13 +26,20 @@ from hpcnn.nn.partial import PartialSum
 from hpcnn.nn.separation import FeatureLoss
 from hpcnn.parallel.exchange import Exchange, Update
 from hpcnn.parallel.narrow import Narrower
-from hpcnn.parallel.operations import Operation, compile_operations, refuse_cut_features
+from hpcnn.parallel.operations import (
+    Operation,
+    compile_operations,
+    refuse_cut_features,
+    refuse_local_statistics,
+    refuse_narrow,
+)
+from hpcnn.parallel.probe import UNWATCHED, Quiet, Watch
 from hpcnn.parallel.route import Border, Route, make_route
-from hpcnn.parallel.turns import Turns, make_turns
+from hpcnn.parallel.turns import make_turns
 from hpcnn.parallel.widen import cast
 from hpcnn.plan.layout import Box, extent, volume
 from hpcnn.plan.planner import Plan
-from hpcnn.spec import INPUT, BatchNormSpec
+from hpcnn.spec import INPUT
 from hpcnn.timeline import OFF, Timeline
 
 
@@ -86,6 +93,8 @@ class Program:
         self.exchange = exchange
         self.operations = compile_operations(model, make_turns(model, plan, world.rank))
         self.timeline: Timeline = OFF
+        self._watch: Watch = UNWATCHED
+        self._told: Exchange | Quiet = exchange  # of every event of a pass
         self.copies: Copies | None = None
         self._uploads: Uploads | None = None
         self._makers = {operation.output: index for index, operation in enumerate(self.operations)}
@@ -95,30 +104,11 @@ class Program:
         self._algorithm = algorithm
         self._routes: dict[int, Route] = {}
         self._cut = plan.cut
-        self._refuse_narrow()
+        refuse_narrow(self.operations, model.activation)
         if feature_loss is not None:
             refuse_cut_features(feature_loss.layer, model.spec, plan, self.operations)
-        for layer, (_, layout) in zip(model.spec.layers, plan.layouts, strict=True):
-            local = layout.height * layout.width == 1 and layout.ranks == plan.ranks
-            local = local and layout.sample <= plan.global_batch
-            if isinstance(layer, BatchNormSpec) and not sync_batchnorm and not local:
-                raise PlanError(
-                    f"plan: layer '{layer.name}' is a batch norm with a grid {layout.grid} of tiles, or one that leaves"
-                    f" some of {plan.ranks} ranks without samples: its statistics must be those of the whole batch."
-                    " Set model.sync_batchnorm = true."
-                )
-
-    def _refuse_narrow(self) -> None:
-        """Raise PlanError for what is not proven right with 16-bit activations: sums of parts, and turns."""
-        if self.model.activation.itemsize >= 4:
-            return
-        for operation in self.operations:
-            if isinstance(operation.layer, PartialSum | Turns):
-                raise PlanError(
-                    f"plan: layer '{operation.output}' adds up parts, by input channels or in turns, which needs"
-                    f' activations of 32 bits (these are {self.model.activation}). Set train.compute = "tf32", or'
-                    " another plan."
-                )
+        if not sync_batchnorm:
+            refuse_local_statistics(model.spec, plan)
 
     def context(self, *, training: bool, seed: int, step: int, samples: np.ndarray, global_batch: int) -> StepContext:
         """Return what the layers may know of a step; statistics are summed over ranks if they are synchronised.
@@ -146,9 +136,7 @@ class Program:
         update: Update,
         between: Callable[[float, int], None] = lambda loss, num_correct: None,
     ) -> tuple[float, int]:
-        """Run forward, loss and backward, while the exchange moves parameters by `update` (collective).
-
-        Some may move only during the next step's forward; `exchange.settle` waits for all.
+        """Run forward, loss and backward, while the exchange moves parameters by `update`, or later (collective).
 
         Parameters
         ----------
@@ -221,6 +209,24 @@ class Program:
         """
         return self._lose(self.predict(images, context), labels, context)[:2]
 
+    def probe(self, images: np.ndarray | Upload, labels: Array, context: StepContext, watch: Watch) -> None:
+        """Show outputs, and if `context.training` errors, to `watch`; leave no trace in the training (collective).
+
+        Parameters have to be current (`exchange.settle`); errors are of the loss of logits alone. Other arguments are
+        those of `train_step`.
+        """
+        route = self.route(len(context.samples))
+        kept = {name: np.array(arrays.to_host(own)) for name, own in self.model.statistics.items()}
+        self._told, self._watch = Quiet(), watch
+        try:
+            logits, _, saved = self._forward(images, context, route)
+            if context.training:
+                self._backward(self._lose(logits, labels, context)[2], None, saved, context, route)
+        finally:
+            self._told, self._watch = self.exchange, UNWATCHED
+            for name, own in kept.items():
+                arrays.overwrite(self.model.statistics[name], own)
+
     def _lose(self, logits: Array, labels: Array, context: StepContext) -> tuple[float, int, Array]:
         if not len(logits):
             return 0.0, 0, logits
@@ -272,6 +278,7 @@ class Program:
         narrower = Narrower(route.cuts, values)
         for operation in self.operations:
             values[operation.output], kept = self._run(operation, values, context, route)
+            self._watch.output(operation.output, values[operation.output])
             saved.append(kept if context.training else None)
             if operation.output == wanted:
                 features = values[wanted]
@@ -294,11 +301,11 @@ class Program:
         for border in borders:
             border.begin(values[border.source])
         for trained in operation.trained:
-            self.exchange.parameters_needed(trained)
+            self._told.parameters_needed(trained)
         output = None if pieces is None else pieces.begin(values[pieces.source], context, self.timeline)
         inputs = tuple(border.end(values[border.source]) for border in borders)
         if layer.parameters and context.training and operation.first == name:
-            self.exchange.input_ready(name, inputs[0])
+            self._told.input_ready(name, inputs[0])
         if pieces is not None:
             return output, pieces.end(output, inputs[0], context, self.timeline)
         box, kept = route.computed[name], None
@@ -321,7 +328,7 @@ class Program:
     ) -> None:
         # Of each value, what its readers have returned so far: borders that may still be on their way.
         returned: dict[str, list[tuple[Border, Array]]] = {}
-        exchange = self.exchange
+        exchange = self._told
 
         def give_back(border: Border, grad: Array) -> None:
             border.begin_back(grad)
@@ -345,6 +352,7 @@ class Program:
             if runs:
                 with self.timeline.span(f"{name} error", "compute"):
                     error = layer.error(grad_output, kept, here)
+            self._watch.error(name, error)
             if isinstance(layer, PartialSum):
                 error = route.sums[name].spread(error)
             if layer.parameters and operation.first == name:
@@ -381,4 +389,4 @@ class Program:
         else:
             for parameter in layer.parameters.values():
                 parameter.grad[...] = 0
-        self.exchange.gradient_ready(name)
+        self._told.gradient_ready(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -29,6 +30,7 @@ from hpcnn.train import learning_rate, optimizers
 from hpcnn.train.evaluate import Score, evaluate
 from hpcnn.train.feed import Feed
 from hpcnn.train.metrics import MetricsWriter, peak_memory_bytes, read, summarise
+from hpcnn.train.observer import Observer
 from hpcnn.train.outcome import Outcome
 from hpcnn.train.progress import Progress
 from hpcnn.train.setup import Parts, batch_part
@@ -49,14 +51,25 @@ class Trainer:
         Where config.toml, plan.toml, metrics.jsonl, checkpoints/ and final.h5 go; rank 0 writes.
     progress_stream, result_stream : TextIO
         Where rank 0 shows progress and writes the results of epochs.
+    observers : sequence of Observer
+        Look at the network between steps.
     """
 
-    def __init__(self, parts: Parts, folder: Path, *, progress_stream: TextIO, result_stream: TextIO) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        folder: Path,
+        *,
+        progress_stream: TextIO,
+        result_stream: TextIO,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.parts = parts
         self.config = parts.config
         self.world = parts.world
         self.program = parts.program
         self.folder = folder
+        self.observers = observers
         self.writes = self.world.rank == 0
         self.step = 0
         self.best_accuracy = 0.0
@@ -110,6 +123,8 @@ class Trainer:
                 self._metrics = MetricsWriter(
                     self.folder, resumed_step=self.step if resume else None, tensorboard=self.config.log.tensorboard
                 )
+        for observer in self.observers:
+            observer.begin(self.folder, self.step)
 
     def _open_folder(self, resume: bool) -> None:
         if (self.folder / "metrics.jsonl").exists() and not resume:
@@ -178,7 +193,7 @@ class Trainer:
         DataError
             On every rank, when any rank cannot read its samples.
         """
-        total = self.parts.total_steps
+        total, every = self.parts.total_steps, self.config.checkpoint.every_steps
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
         with self._progress, self._loader() as loader, StopRequest() as request:
@@ -186,24 +201,34 @@ class Trainer:
             if self.step < total:
                 feed.fetch()
                 self.world.agree(feed.error)
+            if self.step == 0:
+                self._observe()
             while self.step < total and not stopped:
-                self.program.exchange.ends_round = self._ends_epoch(self.step + 1) or _due(
-                    self.step + 1, self.config.checkpoint.every_steps
-                )
+                self.program.exchange.ends_round = self._ends_epoch(self.step + 1) or _due(self.step + 1, every)
                 with self.timeline.step(self.step + 1):
                     stopped = self._step(feed, request)
+                self._observe()
                 if not self.program.exchange.complete:
                     stopped = ""  # the request stands until the round is over
-                save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
+                save = bool(stopped) or _due(self.step, every)
                 ends_epoch = self._ends_epoch(self.step)
                 if save or ends_epoch:
                     self.program.exchange.settle()
                     self.program.average_statistics()
+                    for observer in self.observers:
+                        observer.settle()
                 if ends_epoch:
                     score = self._end_of_epoch(save=save) or score
                 elif save:
                     self.save()
         return self._finish(score, stopped)
+
+    def _observe(self) -> None:
+        """Show the network to the observers whose turn it is, with all parameters current."""
+        for observer in self.observers:
+            if observer.due(self.step):
+                self.program.exchange.settle()
+                observer.observe(self.step)
 
     def _step(self, feed: Feed, request: StopRequest) -> str:
         """Make one update; return the reason to stop, if any rank has one."""

@@ -98,9 +98,10 @@ def test_a_missing_file_is_met_with_the_nearest_preset() -> None:
 
 
 @pytest.mark.parametrize("name", configuration.presets())
-def test_every_preset_loads_begins_with_its_model_and_survives_a_round_trip(name: str) -> None:
+def test_every_preset_loads_and_survives_a_round_trip(name: str) -> None:
     config = configuration.load(name)
-    assert name == config.model.name or name.startswith(f"{config.model.name}-")
+    # A preset bears its model's name, alone or first; a system's preset trains LeNet-5.
+    assert config.model.name == name or name.startswith(f"{config.model.name}-") or config.model.name == "lenet5"
     assert configuration.from_toml(configuration.to_toml(config), "text") == config
 
 
@@ -119,3 +120,17 @@ def test_overrides_are_toml_or_else_plain_text() -> None:
 def test_the_configuration_cannot_be_changed_after_loading() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().train.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["analysis.width=alignment"], "analysis.width"),
+        (["analysis.kernel=tensor", "analysis.maps_every=2"], "analysis.maps_every"),
+        (["analysis.alpha=0"], "analysis.alpha"),
+        (["analysis.samples=1"], "analysis.samples"),
+    ],
+)
+def test_an_analysis_that_cannot_be_made_is_refused(overrides: list[str], key: str) -> None:
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        configuration.load("lenet5", overrides)

@@ -30,6 +30,7 @@ FLAGS = {
     "hpcnn data fetch": "name --out --mirror --from",
     "hpcnn data info": "source",
     "hpcnn profile": "--out --max-bytes --seconds --model --set --batch --preset --layer-seconds",
+    "hpcnn analyze information-plane": "run --out --no-plots",
     "hpcnn bench overlap": "config --set --kinds --steps --repeats --json",
     "hpcnn bench allreduce": (
         "--sizes --min-bytes --max-bytes --algorithms --seconds --machine --plot --repeats --json"
