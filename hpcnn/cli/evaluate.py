@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from hpcnn import configuration
-from hpcnn.config import Config
+from hpcnn.config import AverageConfig, Config
 from hpcnn.errors import ConfigError
 from hpcnn.train import checkpoint as checkpoints
 
@@ -60,7 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _for_evaluation(config: Config, ranks: int) -> Config:
-    """Return the configuration with a batch of at least one image a rank: a test has no batch size to be true to."""
+    """Return the configuration for one group of ranks, with a batch of at least one image a rank.
+
+    A test has no batch size to be true to, and no replicas.
+    """
     batch = max(config.train.global_batch, ranks)
     train, plan = dataclasses.replace(config.train, global_batch=batch), dataclasses.replace(config.plan, preset="data")
-    return dataclasses.replace(config, train=train, plan=plan)
+    return dataclasses.replace(config, train=train, plan=plan, average=AverageConfig())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ import numpy as np
 from hpcnn import configuration, gpu
 from hpcnn.arrays import bfloat16
 from hpcnn.comm.world import World
-from hpcnn.config import Config
+from hpcnn.config import Config, TrainConfig
 from hpcnn.data import DataSet, open_data
+from hpcnn.data.dataset import Subset
 from hpcnn.data.loader import Part
-from hpcnn.data.sampler import steps_per_epoch
 from hpcnn.data.sources import check_alike, has_test_images
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
@@ -24,12 +25,13 @@ from hpcnn.parallel.program import Program
 from hpcnn.plan import planner
 from hpcnn.plan.buckets import Bucket
 from hpcnn.plan.exchanges import choose_buckets, lazy_rounds
-from hpcnn.plan.machine import DEFAULT
+from hpcnn.plan.machine import DEFAULT, Machine
 from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.planner import Plan
 from hpcnn.plan.search import plan_for
 from hpcnn.plan.site import Site
 from hpcnn.spec import ModelSpec
+from hpcnn.train.groups import Draw, Groups, make_draw, make_groups, recipe_of_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,27 @@ class Parts:
     """What a configuration describes, built on this rank."""
 
     config: Config
-    world: World
+    groups: Groups
+    recipe: TrainConfig
+    """Of this rank's group: the configuration's, with the group's part of the batch."""
+    draw: Draw
     train_data: DataSet
     test_data: DataSet | None
+    """What of the test set this rank's group evaluates."""
+    validation_data: DataSet | None
+    """Held-out training images, all of them."""
     program: Program
-    steps_per_epoch: int
     total_steps: int
+
+    @property
+    def world(self) -> World:
+        """All ranks; those of the group are the program's world."""
+        return self.groups.world
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which all groups together go through as many images as there are."""
+        return self.draw.steps_per_epoch
 
     @property
     def model(self) -> Model:
@@ -51,7 +68,7 @@ class Parts:
 
     def close(self) -> None:
         """Close the data sets."""
-        for data in (self.train_data, self.test_data):
+        for data in (self.train_data, self.test_data, self.validation_data):
             if data is not None:
                 data.close()
 
@@ -71,59 +88,82 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         cannot be run.
     """
     open_device(config, world)
-    with world.agreeing():  # one node may not see a file, or read it as damaged
-        train_data = open_data(config.data, "train")
-        test_data = open_data(config.data, "test") if has_test_images(config.data) else None
-        if test_data is not None:
-            check_alike(train_data, test_data)
+    groups = make_groups(config, world)
+    recipe = recipe_of_group(config, groups)
+    draw, train_data, test_data, validation_data = _open(config, groups)
     spec = models.configured(config.model, train_data.image_shape, train_data.num_classes)
-    machine = DEFAULT
-    if config.exchange.machine:
-        with world.agreeing():
-            machine = load_machine(config.exchange.machine)
-    world.engine.machine = machine
-    world.engine.segment_bytes = machine.segment_bytes(single_node=len(set(world.engine.nodes)) == 1)
-    plan = _plan(config, spec, world, plan_text)
-    world.watchdog.timeout_s = config.exchange.timeout_seconds
-    world.engine.watch(world.watchdog)
+    machine = _prepare_worlds(config, groups)
+    mine, group = dataclasses.replace(config, train=recipe), groups.group
+    plan = _plan(mine, spec, group, plan_text)
     buckets = choose_buckets(
         spec,
         config.exchange.kind,
         bucket_bytes=config.exchange.bucket_bytes,
-        ranks=world.size,
-        global_batch=config.train.global_batch,
+        ranks=group.size,
+        global_batch=recipe.global_batch,
         machine=machine,
-        nodes=world.engine.nodes,
+        nodes=group.engine.nodes,
         plan=plan,
-        rank=world.rank,
-        wire_bytes=Site.of(config, machine, world.engine.nodes).wire_bytes,
+        rank=group.rank,
+        wire_bytes=Site.of(mine, machine, group.engine.nodes).wire_bytes,
         every=lazy_rounds(spec, config.exchange.lazy_layers, config.exchange.lazy_steps),
     )
     _check_agreement(world, config, spec, plan, buckets)
-    per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)
     dtype = np.float64 if config.train.compute == "fp64" else np.float32
     activation = bfloat16() if config.train.compute == "bf16" else dtype
     with world.agreeing(), device_errors(config):  # one GPU may have less room than others
-        parts = plan.parts(spec, world.rank)
+        parts = plan.parts(spec, group.rank)
         model = Model(spec, config.train.seed, dtype, parts, activation=activation, place=config.device)
     program = Program(
         model,
         plan,
-        world,
-        make_exchange(config.exchange, spec, plan, buckets, model.parameters, world),
+        group,
+        make_exchange(config.exchange, spec, plan, buckets, model.parameters, group),
         label_smoothing=config.train.label_smoothing,
         sync_batchnorm=config.model.sync_batchnorm,
         algorithm="auto" if config.exchange.algorithm == "nccl" else config.exchange.algorithm,
     )
     return Parts(
         config=config,
-        world=world,
+        groups=groups,
+        recipe=recipe,
+        draw=draw,
         train_data=train_data,
         test_data=test_data,
+        validation_data=validation_data,
         program=program,
-        steps_per_epoch=per_epoch,
-        total_steps=config.train.steps or config.train.epochs * per_epoch,
+        total_steps=config.train.steps or config.train.epochs * draw.steps_per_epoch,
     )
+
+
+def _open(config: Config, groups: Groups) -> tuple[Draw, DataSet, DataSet | None, DataSet | None]:
+    """Return how to draw images, and the training, test and held-out images (collective)."""
+    with groups.world.agreeing():  # one node may not see a file, or read it as damaged
+        train = open_data(config.data, "train")
+        draw = make_draw(config, groups, len(train))
+        test = open_data(config.data, "test") if has_test_images(config.data) else None
+        if test is not None:
+            check_alike(train, test)
+            if len(test) >= groups.count > 1:
+                test = Subset(test, np.arange(groups.index, len(test), groups.count))
+        held_out = None
+        if draw.validation is not None:  # opened once more: the loader's thread reads the first one
+            held_out = Subset(open_data(config.data, "train"), draw.validation)
+    return draw, train, test, held_out
+
+
+def _prepare_worlds(config: Config, groups: Groups) -> Machine:
+    """Tell all worlds what links cost, and how long to wait for ranks; return the machine (collective)."""
+    machine = DEFAULT
+    if config.exchange.machine:
+        with groups.world.agreeing():
+            machine = load_machine(config.exchange.machine)
+    for world in groups.worlds:
+        world.engine.machine = machine
+        world.engine.segment_bytes = machine.segment_bytes(single_node=len(set(world.engine.nodes)) == 1)
+        world.watchdog.timeout_s = config.exchange.timeout_seconds
+        world.engine.watch(world.watchdog)
+    return machine
 
 
 def open_device(config: Config, world: World) -> None:

@@ -1,0 +1,144 @@
+"""Groups of ranks, each of which trains a replica of the network: who they are, and which images each group sees.
+
+Inside a group everything is as it is without groups, on the group's own world. Ranks that have the same place in their
+groups have the same part of the network; across the groups, replicas are combined between such ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcnn.comm.counters import Communication
+from hpcnn.comm.world import World
+from hpcnn.config import Config, TrainConfig
+from hpcnn.data.sampler import steps_per_epoch
+from hpcnn.data.shards import held_out, shards
+from hpcnn.errors import ConfigError
+from hpcnn.geometry import Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Where this rank is among the groups."""
+
+    world: World
+    """All ranks."""
+    group: World
+    """Those of this rank's group."""
+    across: World | None
+    """Those that have this rank's place in their groups, one of each, in the order of groups; None: one group."""
+    count: int
+    """Of groups."""
+    index: int
+    """Of this rank's group."""
+
+    @property
+    def worlds(self) -> tuple[World, ...]:
+        """All worlds, once each."""
+        return (self.world,) if self.across is None else (self.world, self.group, self.across)
+
+    @property
+    def communication(self) -> Communication:
+        """What this rank has sent and waited for in all worlds; its times add up, for only one is waited in at once."""
+        total = Communication()
+        for world in self.worlds:
+            total = total + world.communication
+        return total
+
+
+def make_groups(config: Config, world: World) -> Groups:
+    """Divide the ranks into groups as configured (collective).
+
+    Raises
+    ------
+    ConfigError
+        On every rank, if ranks, batch or shards cannot be divided like that.
+    """
+    average = config.average
+    count = 1 if average.rule == "none" else average.groups or world.size
+    if world.size % count:
+        raise ConfigError(
+            f"config: 'average.groups' (={count}) must divide the number of ranks (={world.size})."
+            " Start another number of ranks, or set average.groups = 0: every rank is a group."
+        )
+    if config.train.global_batch % count:
+        raise ConfigError(
+            f"config: 'train.global_batch' (={config.train.global_batch}) must be a multiple of the number of groups"
+            f" (={count}), among which it is divided. Change it or average.groups."
+        )
+    if average.rule != "none" and average.shards and len(average.shards) != count:
+        raise ConfigError(
+            f"config: 'average.shards' (={list(average.shards)}) must have one fraction for each of the {count} groups."
+        )
+    if count == 1:
+        return Groups(world=world, group=world, across=None, count=1, index=0)
+    members = world.size // count
+    index, place = divmod(world.rank, members)
+    return Groups(world=world, group=world.split(index), across=world.split(place), count=count, index=index)
+
+
+def recipe_of_group(config: Config, groups: Groups) -> TrainConfig:
+    """Return the recipe with the batch of one group: its rates and its losses are by that."""
+    return dataclasses.replace(config.train, global_batch=config.train.global_batch // groups.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """From which images the loader of a group draws, and how."""
+
+    rows: np.ndarray | None
+    """int64 (n,): the images; None: all of the training set."""
+    share: Block | None
+    """Positions in every batch drawn that are the group's; None: all of them."""
+    batch: int
+    """Images of a draw."""
+    num_samples: int
+    """Images that the group may get."""
+    steps_per_epoch: int
+    """The same for all groups."""
+    validation: np.ndarray | None
+    """int64 (m,): images that are held out of all training; None: none are."""
+
+
+def make_draw(config: Config, groups: Groups, num_samples: int) -> Draw:
+    """Return how this rank's group draws from `num_samples` training images.
+
+    Raises
+    ------
+    ConfigError, DataError
+        On every rank, if there are too few images for that.
+    """
+    average, seed = config.average, config.train.seed
+    batch = config.train.global_batch
+    if average.rule == "none":
+        per_epoch = steps_per_epoch(num_samples, batch)
+        return Draw(
+            rows=None, share=None, batch=batch, num_samples=num_samples, steps_per_epoch=per_epoch, validation=None
+        )
+    rows, validation = None, None
+    if average.validation_samples:
+        rows, validation = held_out(num_samples, average.validation_samples, seed)
+        num_samples = len(rows)
+    per_epoch = steps_per_epoch(num_samples, batch)
+    own = batch // groups.count
+    share: Block | None = Block(groups.index * own, (groups.index + 1) * own)
+    if average.shards:
+        parts = shards(np.arange(num_samples) if rows is None else rows, average.shards, seed)
+        for index, part in enumerate(parts):
+            if len(part) < own:
+                raise ConfigError(
+                    f"config: shard {index} of 'average.shards' has {len(part)} images, fewer than a group's batch"
+                    f" (={own}). Enlarge the shard or lower train.global_batch."
+                )
+        rows, share, batch, num_samples = parts[groups.index], None, own, len(parts[groups.index])
+    return Draw(
+        rows=rows,
+        share=share,
+        batch=batch,
+        num_samples=num_samples,
+        steps_per_epoch=per_epoch,
+        validation=validation,
+    )
