@@ -13,7 +13,7 @@ import numpy as np
 
 from hpcnn.comm.counters import Communication
 from hpcnn.comm.world import World
-from hpcnn.config import Config, TrainConfig
+from hpcnn.config import AverageConfig, Config
 from hpcnn.data.sampler import steps_per_epoch
 from hpcnn.data.shards import held_out, shards
 from hpcnn.errors import ConfigError
@@ -49,40 +49,51 @@ class Groups:
         return total
 
 
-def make_groups(config: Config, world: World) -> Groups:
-    """Divide the ranks into groups as configured (collective).
+def count_groups(config: Config, ranks: int) -> int:
+    """Return into how many groups so many ranks are divided.
 
     Raises
     ------
     ConfigError
-        On every rank, if ranks, batch or shards cannot be divided like that.
+        If ranks, batch or shards cannot be divided like that.
     """
-    average = config.average
-    count = 1 if average.rule == "none" else average.groups or world.size
-    if world.size % count:
+    average, batch = config.average, config.train.global_batch
+    if average.rule == "none":
+        return 1
+    count = average.groups or ranks
+    if ranks % count:
         raise ConfigError(
-            f"config: 'average.groups' (={count}) must divide the number of ranks (={world.size})."
+            f"config: 'average.groups' (={count}) must divide the number of ranks (={ranks})."
             " Start another number of ranks, or set average.groups = 0: every rank is a group."
         )
-    if config.train.global_batch % count:
+    if batch % count:
         raise ConfigError(
-            f"config: 'train.global_batch' (={config.train.global_batch}) must be a multiple of the number of groups"
-            f" (={count}), among which it is divided. Change it or average.groups."
+            f"config: 'train.global_batch' (={batch}) must be a multiple of the number of groups (={count}), among"
+            " which it is divided. Change it or average.groups."
         )
-    if average.rule != "none" and average.shards and len(average.shards) != count:
+    if average.shards and len(average.shards) != count:
         raise ConfigError(
             f"config: 'average.shards' (={list(average.shards)}) must have one fraction for each of the {count} groups."
         )
+    return count
+
+
+def config_of_group(config: Config, count: int) -> Config:
+    """Return what one of so many groups runs: the same with its part of the batch, by which rates and losses are."""
+    if config.average.rule == "none":
+        return config
+    recipe = dataclasses.replace(config.train, global_batch=config.train.global_batch // count)
+    return dataclasses.replace(config, train=recipe, average=AverageConfig())
+
+
+def make_groups(config: Config, world: World) -> Groups:
+    """Divide the ranks into groups as configured (collective); errors are those of `count_groups`, on every rank."""
+    count = count_groups(config, world.size)
     if count == 1:
         return Groups(world=world, group=world, across=None, count=1, index=0)
     members = world.size // count
     index, place = divmod(world.rank, members)
     return Groups(world=world, group=world.split(index), across=world.split(place), count=count, index=index)
-
-
-def recipe_of_group(config: Config, groups: Groups) -> TrainConfig:
-    """Return the recipe with the batch of one group: its rates and its losses are by that."""
-    return dataclasses.replace(config.train, global_batch=config.train.global_batch // groups.count)
 
 
 @dataclass(frozen=True, kw_only=True)

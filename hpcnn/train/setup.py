@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -31,7 +29,7 @@ from hpcnn.plan.planner import Plan
 from hpcnn.plan.search import plan_for
 from hpcnn.plan.site import Site
 from hpcnn.spec import ModelSpec
-from hpcnn.train.groups import Draw, Groups, make_draw, make_groups, recipe_of_group
+from hpcnn.train.groups import Draw, Groups, config_of_group, make_draw, make_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +85,20 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         The same on every rank: a data set that cannot be opened, a model that does not fit the images, a plan that
         cannot be run.
     """
+    world.compare({"configuration": configuration.to_toml(config)})  # ranks are divided by it
     open_device(config, world)
     groups = make_groups(config, world)
-    recipe = recipe_of_group(config, groups)
+    mine, group = config_of_group(config, groups.count), groups.group
     draw, train_data, test_data, validation_data = _open(config, groups)
     spec = models.configured(config.model, train_data.image_shape, train_data.num_classes)
     machine = _prepare_worlds(config, groups)
-    mine, group = dataclasses.replace(config, train=recipe), groups.group
     plan = _plan(mine, spec, group, plan_text)
     buckets = choose_buckets(
         spec,
         config.exchange.kind,
         bucket_bytes=config.exchange.bucket_bytes,
         ranks=group.size,
-        global_batch=recipe.global_batch,
+        global_batch=mine.train.global_batch,
         machine=machine,
         nodes=group.engine.nodes,
         plan=plan,
@@ -108,7 +106,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         wire_bytes=Site.of(mine, machine, group.engine.nodes).wire_bytes,
         every=lazy_rounds(spec, config.exchange.lazy_layers, config.exchange.lazy_steps),
     )
-    _check_agreement(world, config, spec, plan, buckets)
+    _check_agreement(world, spec, plan, buckets)
     dtype = np.float64 if config.train.compute == "fp64" else np.float32
     activation = bfloat16() if config.train.compute == "bf16" else dtype
     with world.agreeing(), device_errors(config):  # one GPU may have less room than others
@@ -126,7 +124,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
     return Parts(
         config=config,
         groups=groups,
-        recipe=recipe,
+        recipe=mine.train,
         draw=draw,
         train_data=train_data,
         test_data=test_data,
@@ -210,13 +208,12 @@ def batch_part(program: Program, num_samples: int) -> Part:
     return Part(samples, rows, columns, route.labels)
 
 
-def _check_agreement(world: World, config: Config, model: ModelSpec, plan: Plan, buckets: tuple[Bucket, ...]) -> None:
-    """Raise on all ranks if some have read another configuration than others, as from a stale copy (collective)."""
+def _check_agreement(world: World, model: ModelSpec, plan: Plan, buckets: tuple[Bucket, ...]) -> None:
+    """Raise on all ranks if some have come to other things than others, as from a stale file (collective)."""
     parts = {
-        "configuration": configuration.to_toml(config),
         "model": repr(model),
         "plan": planner.to_toml(plan),
         "bucket layout": repr([(bucket.layers, bucket.kind, bucket.cut) for bucket in buckets]),
         "machine": repr(world.engine.machine),
     }
-    world.compare({name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()})
+    world.compare(parts)
