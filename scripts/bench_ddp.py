@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[Any]]]:
                         new = training.train_ddp(cluster, **sizes)
                     else:
                         settings = training.ALEXNET | training.settings_of(name)
-                        new = training.train_hpcnn(cluster, "alexnet", settings, **sizes).steps
+                        new = training.train_hpcnn(cluster, "alexnet", settings, **sizes)
                     steps[rate][name] += new
                     step_s = training.summary(new)["step_s"]
                     since = time.monotonic() - begin

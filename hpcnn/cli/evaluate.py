@@ -8,17 +8,32 @@ import json
 from pathlib import Path
 
 from hpcnn import configuration
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.config import AverageConfig, Config
 from hpcnn.errors import ConfigError
 from hpcnn.train import checkpoint as checkpoints
+
+MANUAL = Manual(
+    """Computes accuracy and loss of a trained network on all test images that its configuration names. The
+    configuration is the one kept in the checkpoint; the ranks, on as many as there are, share the images.""",
+    examples=(
+        ("hpcnn evaluate runs/a", "the newest checkpoint of a run"),
+        ("mpiexec -n 4 hpcnn evaluate runs/a/final.h5 --json", "one file, on four ranks"),
+        ("hpcnn evaluate runs/a --set data.test=other.h5", "on other images"),
+    ),
+    see_also=("hpcnn train", "hpcnn data info"),
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("evaluate", help="measure a trained network on the test images")
+    explain(parser, MANUAL)
     parser.add_argument("run", type=Path, help="run folder (its newest checkpoint) or checkpoint file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeatable)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the sentence")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,12 +7,11 @@ import os
 import re
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from virtual.cluster import Cluster
 from virtual.shape import ClusterError
@@ -27,27 +26,6 @@ ALEXNET = {"data.image_shape": f"[{IMAGE_SIZE}, {IMAGE_SIZE}, 3]", "data.num_cla
 
 Step = Mapping[str, float]
 
-# What `hpcnn train` has in memory before it has made anything.
-BARE = """
-import hpcnn.cli.train
-from hpcnn.comm import start
-from hpcnn.ops import backend
-from hpcnn.train.metrics import peak_memory_bytes
-
-world = start()
-backend.name()
-peaks = world.gather_obj(peak_memory_bytes())
-if peaks:
-    print(f"bare: {max(peaks)}")
-"""
-
-
-class Run(NamedTuple):
-    """What `hpcnn train` wrote down: its settled steps, and its last record."""
-
-    steps: list[Step]
-    end: Mapping[str, Any]
-
 
 def train_hpcnn(
     cluster: Cluster,
@@ -57,10 +35,9 @@ def train_hpcnn(
     steps: int,
     global_batch: int,
     ppn: int = 1,
-    plan: Path | None = None,
     limit_s: float,
-) -> Run:
-    """Run `hpcnn train` on all hosts, one rank or more on each.
+) -> list[Step]:
+    """Run `hpcnn train` on all hosts, one rank or more on each, and return the records of its settled steps.
 
     Parameters
     ----------
@@ -72,8 +49,6 @@ def train_hpcnn(
         Of the configuration, `{"exchange.kind": "sharded"}` for instance.
     steps, global_batch, ppn : int
         Steps to make, samples in each over all ranks, ranks on each host.
-    plan : Path, optional
-        A saved plan to obey.
     limit_s : float
         Seconds after which the run is given up.
 
@@ -94,46 +69,19 @@ def train_hpcnn(
     sets = [word for key, value in (common | dict(settings)).items() for word in ("--set", f"{key}={value}")]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         words = ["train", preset, *sets, "--out", f"{folder}/run"]
-        words += ["--plan", str(plan.resolve())] if plan is not None else []
         run_hpcnn(cluster, words, ppn=ppn, limit_s=limit_s)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    return Run([record for record in records if record["event"] == "step"][SETTLING_STEPS:], records[-1])
+    return [record for record in records if record["event"] == "step"][SETTLING_STEPS:]
 
 
-def run_hpcnn(cluster: Cluster, words: Sequence[str], *, ppn: int = 1, limit_s: float) -> str:
-    """Run an hpcnn command on all hosts and return what it wrote; raises ClusterError with the end of it."""
-    return _run(cluster, ["-m", "hpcnn", *words], f"hpcnn {words[0]}", ppn=ppn, limit_s=limit_s)
-
-
-def run_here(words: Sequence[str], *, limit_s: float) -> str:
-    """Run an hpcnn command without ranks on this machine and return what it wrote; raises ClusterError if it fails."""
-    command = [sys.executable, "-m", "hpcnn", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
-    if done.returncode:
-        said = " | ".join(line.strip() for line in done.stderr.splitlines()[-6:])
-        raise ClusterError(f"hpcnn {words[0]} failed with status {done.returncode}: {said}")
-    return done.stdout
-
-
-def bare_memory_bytes(cluster: Cluster, *, limit_s: float) -> int:
-    """Return the largest resident set of a rank that has loaded what `hpcnn train` loads, and trained nothing."""
-    said = _run(cluster, ["-c", BARE], "a bare rank", limit_s=limit_s)
-    found = re.search(r"^bare: (\d+)$", said, re.MULTILINE)
-    if found is None:
-        raise ClusterError(f"a bare rank did not tell its memory: {said.strip()}")
-    return int(found[1])
-
-
-def _run(cluster: Cluster, words: Sequence[str], what: str, *, ppn: int = 1, limit_s: float) -> str:
-    """Run Python on all hosts and return what it wrote."""
+def run_hpcnn(cluster: Cluster, words: Sequence[str], *, ppn: int = 1, limit_s: float) -> None:
+    """Run an hpcnn command on all hosts; raises ClusterError with the end of what it wrote if it fails."""
     with tempfile.TemporaryFile("w+") as log:
         options = {"stdout": log, "stderr": log, "stdin": -3, "cwd": ROOT, "limit_s": limit_s}
-        status = cluster.mpirun([sys.executable, *words], ppn=ppn, env={"PYTHONPATH": str(ROOT)}, **options)
-        check(status, what, log)
-        log.seek(0)
-        return log.read()
+        command = [sys.executable, "-m", "hpcnn", *words]
+        status = cluster.mpirun(command, ppn=ppn, env={"PYTHONPATH": str(ROOT)}, **options)
+        check(status, f"hpcnn {words[0]}", log)
 
 
 def train_ddp(cluster: Cluster, *, steps: int, global_batch: int, limit_s: float) -> list[Step]:

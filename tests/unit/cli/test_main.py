@@ -32,7 +32,13 @@ FLAGS = {
     ),
     "hpcnn bench ops": "--models --batch --no-peer --repeats --json",
     "hpcnn bench step": "--models --batch --no-peer --repeats --json",
-    "hpcnn doctor": "--json --mpi --compile --arch",
+    "hpcnn scale": (
+        "config --ranks --plans --exchanges --algorithms --mode --repeats --steps --set --machine --ranks-per-node"
+        " --launcher --launcher-args --sbatch-args --limit --point --out"
+    ),
+    "hpcnn report": "runs --out --figures",
+    "hpcnn doctor": "--json --strict --mpi --out --machine --compile --arch",
+    "hpcnn help": "words --man",
 }
 
 
