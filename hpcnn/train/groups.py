@@ -40,6 +40,14 @@ class Groups:
         """All worlds, once each."""
         return (self.world,) if self.across is None else (self.world, self.group, self.across)
 
+    def watch(self, timeout_s: float) -> None:
+        """Let one watchdog look after all ranks: in whichever world one waits, it is not the one to blame."""
+        self.world.watchdog.timeout_s = timeout_s
+        self.world.engine.watch(self.world.watchdog)
+        if self.across is not None:
+            self.group.report_to(self.world, f"group {self.index}")
+            self.across.report_to(self.world, f"place {self.group.rank}")
+
     @property
     def communication(self) -> Communication:
         """What this rank has sent and waited for in all worlds; its times add up, for only one is waited in at once."""

@@ -159,8 +159,7 @@ def _prepare_worlds(config: Config, groups: Groups) -> Machine:
     for world in groups.worlds:
         world.engine.machine = machine
         world.engine.segment_bytes = machine.segment_bytes(single_node=len(set(world.engine.nodes)) == 1)
-        world.watchdog.timeout_s = config.exchange.timeout_seconds
-        world.engine.watch(world.watchdog)
+    groups.watch(config.exchange.timeout_seconds)
     return machine
 
 
