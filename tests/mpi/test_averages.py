@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from hpcnn import configuration
 from hpcnn.comm import World
 from hpcnn.comm.collectives import allreduce
 from hpcnn.errors import ConfigError, NumericsError, PlanError
+from hpcnn.ops import backend
 from hpcnn.plan.schedules import num_stages
 from hpcnn.train.metrics import Record
 from hpcnn.train.setup import assemble
 from hpcnn.train.trainer import Trainer
 from tests.checks import spmd_assert
+from tests.device import FakeCopies, fake_gpu
 from tests.worlds import alone, world
 
 LENET = (
@@ -201,6 +204,34 @@ def test_a_replica_that_is_no_number_ends_the_run_on_all_ranks(folder: Path, cli
         trainer.parts.model.parameters.values[:] = np.nan
     with pytest.raises(NumericsError):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (*RESNET, "average.rule=equal", "average.reparameterised=true", "average.every_steps=1"),
+        (*LENET, "average.rule=mixing"),
+    ],
+    ids=["reparameterised", "mixing"],
+)
+def test_replicas_on_devices_are_averaged_as_on_hosts(
+    folder: Path, settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = (*settings, "train.steps=2")
+    with backend.use("numpy"):
+        expected = train(folder / "host", *recipe)
+    monkeypatch.setattr("hpcnn.train.setup.open_device", lambda config, world: None)
+    monkeypatch.setattr("hpcnn.parallel.program.CopyStream", lambda: FakeCopies(1))
+    monkeypatch.setattr("hpcnn.comm.engine.CopyStream", lambda: FakeCopies(2))
+    monkeypatch.setattr("hpcnn.gpu.Ranges", lambda: None)
+    monkeypatch.setattr("hpcnn.gpu.peak_memory_bytes", lambda: 0)
+    monkeypatch.setattr("hpcnn.gpu.out_of_memory", nullcontext)
+    try:
+        with fake_gpu():
+            actual = train(folder / "device", *recipe, "device=cuda")
+    finally:
+        world().engine.copies = None
+    spmd_assert(world().comm, np.array_equal(actual.get(), expected), f"{distance(actual.get(), expected)} apart")
 
 
 def test_groups_that_do_not_divide_are_refused() -> None:
