@@ -192,6 +192,36 @@ class AverageConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SeparationConfig:
+    """How far apart the features of classes shall lie."""
+
+    method: Literal["none", "geodesic", "chordal", "rejection"] = "none"
+    """none: cross entropy only. geodesic, chordal: and a distance of each class's subspace from the sum of the others.
+    rejection: a network for each class, whose subspace shall reject all other classes."""
+    weight: NonNegative = 1.0
+    """Of the term that is added to the cross entropy; 0 leaves it out and still follows the subspaces."""
+    layer: str = ""
+    """Whose outputs are the features; "": what the last layer reads."""
+    dimension: Positive = 4
+    """Most dimensions of a class's subspace."""
+    energy: Fraction = 0.0
+    """Fewest dimensions that hold this share of a class's second moments are taken; 0: always `dimension`."""
+    eta: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.1
+    """Share of a batch in the running second moments."""
+    refresh: Positive = 1
+    """Steps from one eigen-decomposition to the next. geodesic, chordal: the term is added in these steps only;
+    rejection: the projections stay as they are in between."""
+    margin: Fraction = 0.9
+    """rejection: what other classes' samples shall be rejected by at least, of at most 1."""
+    held_out: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.1
+    """rejection: share of the training images, of each class, that thresholds are found by."""
+    groups: Count = 0
+    """rejection: groups of ranks that train a network each at a time; 0: as many as there are ranks or classes."""
+    unknown: bool = False
+    """rejection: a test image that no class takes counts as unknown, not as the nearest one's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """What is kept of a run."""
 
@@ -230,5 +260,6 @@ class Config:
     plan: PlanConfig = PlanConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     average: AverageConfig = AverageConfig()
+    separation: SeparationConfig = SeparationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

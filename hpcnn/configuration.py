@@ -164,6 +164,11 @@ def _refuse_averages(config: Config) -> None:
             f"config: 'average.rule' (={average.rule!r}) averages parameters that lazy layers have not updated yet."
             " Set exchange.lazy_layers = 0."
         )
+    if config.separation.method != "none":
+        raise ConfigError(
+            f"config: 'average.rule' (={average.rule!r}) does not go with 'separation.method'"
+            f' (={config.separation.method!r}): averages of subspaces mean nothing. Set one of them to "none".'
+        )
     if average.rule in SCORED and not average.validation_samples:
         raise ConfigError(
             f"config: 'average.rule' (={average.rule!r}) scores replicas on held-out images."

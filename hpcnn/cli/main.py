@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("measure a trained network on the test images", lambda args: True),
     "export": Command("write a trained network as an ONNX file", lambda args: False),
     "plan": Command("print each layer's layout and costs for a number of ranks", lambda args: False),
+    "simulate": Command("predict training steps on machines that are not at hand", lambda args: False),
     "data": Command("import, inspect or fetch data sets", lambda args: args.action == "import"),
     "profile": Command("measure this machine's messages and arithmetic (with mpirun)", lambda args: True),
     "bench": Command("time all-reduce algorithms, operators or training steps", lambda args: True),

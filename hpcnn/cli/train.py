@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcnn import configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
+from hpcnn.config import Config
 from hpcnn.errors import ConfigError
 from hpcnn.train.atomic import replacing
 from hpcnn.train.setup import Parts, assemble, device_errors
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         config = configuration.load(source, [*args.set, *traced])
     default = Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(world.broadcast_obj(str(args.out or default)))
+    if config.separation.method == "rejection":
+        return _train_classes(args, config, world, folder)
     with world.agreeing():
         plan_text = _read_plan(args.plan)
     parts = assemble(config, world, plan_text)
@@ -111,6 +114,38 @@ def run(args: argparse.Namespace) -> int:
     if world.rank == 0:
         print(outcome.describe())
     return EXIT_RUN_AGAIN if outcome.stopped else 0
+
+
+def _train_classes(args: argparse.Namespace, config: Config, world: World, folder: Path) -> int:
+    """Train a network for each class, and test them together if there are test images (collective)."""
+    from hpcnn.train.class_networks import ClassNetworks, open_test
+
+    for flag, given in (("--init", args.init), ("--plan", args.plan), ("--trace", config.log.trace_steps)):
+        if given:
+            raise ConfigError(
+                f'train: {flag} is of one network, but separation.method = "rejection" trains one for each class.'
+                " Leave it out."
+            )
+    networks = ClassNetworks(config, world, folder)
+    try:
+        with device_errors(config):
+            stopped = networks.train(resume=args.resume, progress_stream=sys.stderr, result_stream=sys.stdout)
+            score = None
+            test_data = None if stopped else open_test(config, world)
+            if test_data is not None:
+                with test_data:
+                    score = networks.test(test_data)
+    finally:
+        networks.close()
+    if stopped:
+        ignore_requests()
+    if world.rank == 0:
+        if stopped:
+            print(f"stopped by {stopped}; go on with --resume --out {folder}")
+        if score is not None:
+            print(score.describe())
+        print(f"run folder {folder}")
+    return EXIT_RUN_AGAIN if stopped else 0
 
 
 def _own_config(args: argparse.Namespace) -> str | None:

@@ -207,6 +207,10 @@ class MpiPost:
         self._byte = load().BYTE
         self._on_their_way: dict[int, tuple[MPI.Request, bytes]] = {}
 
+    def free(self) -> None:
+        """Give the communicator back (collective)."""
+        self._comm.Free()
+
     def tell(self, message: bytes) -> None:
         """Send a message to all other ranks; one that has not yet fetched the last gets none."""
         for peer in range(self.size):

@@ -77,7 +77,8 @@ class World:
         places = self.hostnames
         if ranks is not None:
             places = tuple(f"{host}, rank {rank} of all" for host, rank in zip(places, ranks, strict=True))
-        self.watchdog = Watchdog(MpiPost(comm.Dup()), places, abort.end_job)
+        self._post = MpiPost(comm.Dup())
+        self.watchdog = Watchdog(self._post, places, abort.end_job)
         self._num_started, self._label, self._source = 0, "", "world"
         self.watchdog.add_source(self._source, lambda: (self._num_started,))
 
@@ -93,6 +94,11 @@ class World:
         comm = cast("MPI.Intracomm", self.comm.Split(color, self.rank))
         ranks = [self.ranks[rank] for rank in comm.allgather(self.rank)]
         return World(comm, self._share, self.num_threads, ranks)
+
+    def free(self) -> None:
+        """Give back the communicators, and the arrays of prepared collectives; for worlds of `split` (collective)."""
+        self.comm.Free()  # and its engine with it
+        self._post.free()
 
     def report_to(self, parent: World, name: str) -> None:
         """Have this world, split from `parent`, watched by the parent's watchdog, which knows who waits elsewhere.

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcnn import configuration, gpu
 from hpcnn.arrays import bfloat16
+from hpcnn.comm.collectives import allreduce
 from hpcnn.comm.world import World
 from hpcnn.config import Config, TrainConfig
 from hpcnn.data import DataSet, open_data
@@ -17,6 +18,7 @@ from hpcnn.data.loader import Part
 from hpcnn.data.sources import check_alike, has_test_images
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
+from hpcnn.nn.separation import FeatureLoss, RejectionMargin, SubspaceSeparation
 from hpcnn.ops.backend import set_compute
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
@@ -71,13 +73,15 @@ class Parts:
                 data.close()
 
 
-def assemble(config: Config, world: World, plan_text: str | None = None) -> Parts:
+def assemble(config: Config, world: World, plan_text: str | None = None, *, train_data: DataSet | None = None) -> Parts:
     """Build everything a configuration describes (collective).
 
     Parameters
     ----------
     plan_text : str, optional
         A saved plan to obey instead of the configuration's preset.
+    train_data : DataSet, optional
+        Training images instead of the configuration's, and no test images.
 
     Raises
     ------
@@ -89,7 +93,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
     open_device(config, world)
     groups = make_groups(config, world)
     mine, group = config_of_group(config, groups.count), groups.group
-    draw, train_data, test_data, validation_data = _open(config, groups)
+    draw, train_data, test_data, validation_data = _open(config, groups, train_data)
     spec = models.configured(config.model, train_data.image_shape, train_data.num_classes)
     machine = _prepare_worlds(config, groups)
     plan = _plan(mine, spec, group, plan_text)
@@ -118,6 +122,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         group,
         make_exchange(config.exchange, spec, plan, buckets, model.parameters, group),
         label_smoothing=config.train.label_smoothing,
+        feature_loss=_feature_loss(config, model, group),
         sync_batchnorm=config.model.sync_batchnorm,
         algorithm="auto" if config.exchange.algorithm == "nccl" else config.exchange.algorithm,
     )
@@ -134,12 +139,17 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
     )
 
 
-def _open(config: Config, groups: Groups) -> tuple[Draw, DataSet, DataSet | None, DataSet | None]:
-    """Return how to draw images, and the training, test and held-out images (collective)."""
+def _open(
+    config: Config, groups: Groups, given: DataSet | None
+) -> tuple[Draw, DataSet, DataSet | None, DataSet | None]:
+    """Return how to draw images, and the training, test and held-out images (collective).
+
+    `given` training images are taken instead of the configuration's, and no test images.
+    """
     with groups.world.agreeing():  # one node may not see a file, or read it as damaged
-        train = open_data(config.data, "train")
+        train = open_data(config.data, "train") if given is None else given
         draw = make_draw(config, groups, len(train))
-        test = open_data(config.data, "test") if has_test_images(config.data) else None
+        test = open_data(config.data, "test") if given is None and has_test_images(config.data) else None
         if test is not None:
             check_alike(train, test)
             if len(test) >= groups.count > 1:
@@ -186,6 +196,16 @@ def open_device(config: Config, world: World) -> None:
 def device_errors(config: Config) -> AbstractContextManager[None]:
     """Return a context manager that turns what a GPU lacks memory for into DeviceError."""
     return gpu.out_of_memory() if config.device == "cuda" else nullcontext()
+
+
+def _feature_loss(config: Config, model: Model, world: World) -> FeatureLoss | None:
+    """Return the term that the configuration adds to the cross entropy, if any; the model's statistics get its own."""
+    if config.separation.method == "none":
+        return None
+    kind = RejectionMargin if config.separation.method == "rejection" else SubspaceSeparation
+    term = kind(model.spec, config.separation, lambda sums: allreduce(world.comm, sums, label="class matrices"))
+    model.statistics |= term.statistics  # saved, restored and broadcast with them
+    return term
 
 
 def _plan(config: Config, spec: ModelSpec, world: World, plan_text: str | None) -> Plan:

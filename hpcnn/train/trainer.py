@@ -78,7 +78,8 @@ class Trainer:
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
         self.rule = make_rule(parts, self.optimizer)
         self.whole = Whole(parts.model, self.program.plan, self.program.world)
-        self._totals = np.zeros(4)  # of a step: loss, correct answers, requests to stop, failed loaders
+        # Of a step: loss, correct answers, requests to stop, failed loaders, what features add to the loss.
+        self._totals = np.zeros(5)
         self._sum_totals = prepare_allreduce(
             self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
         )
@@ -206,7 +207,7 @@ class Trainer:
                         if ends_epoch:
                             score = self._end_of_epoch(save=save) or score
                         else:
-                            self._save()
+                            self.save()
         return self._finish(score, stopped)
 
     def _step(self, feed: Feed, request: StopRequest) -> str:
@@ -221,13 +222,13 @@ class Trainer:
             samples=batch.samples,
             global_batch=self.parts.recipe.global_batch,
         )
-        update, totals = self._update(), self._totals
+        update, totals, term = self._update(), self._totals, program.feature_loss
 
         def between(loss: float, num_correct: int) -> None:
             """Fetch the next batch, and have the ranks' totals travel ahead of all gradients."""
             if self.step + 1 < self.parts.total_steps:
                 feed.fetch()
-            totals[:] = loss, num_correct, request.requested, feed.error is not None
+            totals[:] = loss, num_correct, request.requested, feed.error is not None, term.value if term else 0.0
             self._sum_totals.start()
 
         with self._agreeing_on_norms():
@@ -246,7 +247,7 @@ class Trainer:
                 "accuracy": totals[1] / train.global_batch,
                 "images_per_second": train.global_batch / step_s,
                 "lr": update.lr,
-            }
+            } | ({"separation": totals[4]} if term else {})
             self._metrics.write(
                 "step",
                 self.step,
@@ -333,10 +334,10 @@ class Trainer:
         if score is not None and best:
             self.best_accuracy = score.accuracy
         if save or last or best or _due(self._epoch, self.config.checkpoint.every_epochs):
-            self._save(best=best, final=last)
+            self.save(best=best, final=last)
         return score
 
-    def _save(self, *, best: bool = False, final: bool = False) -> None:
+    def save(self, *, best: bool = False, final: bool = False) -> None:
         """Write a checkpoint (collective); an error is raised on all ranks.
 
         Parameters that are no numbers are not saved: a ReLU may hide them from the loss, and the checkpoints that are

@@ -62,6 +62,7 @@ def test_a_wrong_setting_is_refused_with_its_name_and_the_rule(override: str, me
             ["average.rule=equal", "average.momentum=reset", "train.optimizer=adam"],
             "'average.momentum' (='reset') does not go with adam",
         ),
+        (["average.rule=equal", "separation.method=geodesic"], "does not go with 'separation.method' (='geodesic')"),
         (["average.rule=equal", "average.shards=[0.5,0.4]"], "'average.shards' (=[0.5, 0.4]) must add up to 1."),
     ],
 )

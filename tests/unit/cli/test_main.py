@@ -22,6 +22,10 @@ FLAGS = {
     "hpcnn evaluate": "run --set --json",
     "hpcnn export": "run --onnx --set",
     "hpcnn plan": "config --ranks --set --machine --ranks-per-node --save --plan --json",
+    "hpcnn simulate": (
+        "config --ranks --plans --exchanges --algorithms --samples-per-rank --set --machine --ranks-per-node"
+        " --breakdown --out"
+    ),
     "hpcnn data import": "source --out --size --kind --skip-broken --seed",
     "hpcnn data fetch": "name --out --mirror --from",
     "hpcnn data info": "source",
