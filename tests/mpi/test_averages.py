@@ -145,6 +145,24 @@ def test_replicas_end_in_equal_bits_and_what_they_did_is_recorded(folder: Path, 
     spmd_assert(world().comm, good, "the records of averages are wrong")
 
 
+def test_replicas_count_by_the_images_of_their_shards_which_no_other_group_sees(folder: Path) -> None:
+    sizes = [10 + rank for rank in range(SIZES)]
+    parts = [size / sum(sizes) for size in sizes]
+    recipe = ("average.rule=size", f"average.shards={parts}", "average.floor=0", "average.validation_samples=30")
+    trainer = make(folder / "run", *LENET, *recipe)
+    with trainer._loader() as loader:
+        seen = set(np.concatenate([batch.samples for batch in loader]).tolist())
+    trainer.train()
+    everyone = world().comm.allgather(seen)
+    disjoint = sum(map(len, everyone)) == len(set.union(*everyone))
+    spmd_assert(world().comm, disjoint, "groups share images")
+    good = True
+    if world().rank == 0 and SIZES > 1:
+        weights = records(folder / "run", "average")[-1]["weights"]
+        good = np.allclose(weights, parts, rtol=0, atol=1 / 150) and sorted(weights) == weights != weights[::-1]
+    spmd_assert(world().comm, good, "weights are not those of the shards")
+
+
 @pytest.mark.parametrize(("model", "rule"), [(LENET, "equal"), (RESNET, "mixing")], ids=["equal", "mixing"])
 def test_evaluations_and_checkpoints_leave_the_replicas_alone(folder: Path, model: tuple[str, ...], rule: str) -> None:
     recipe = (*model, f"average.rule={rule}", "average.every_epochs=5", "average.momentum=reset")
