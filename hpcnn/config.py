@@ -10,6 +10,7 @@ import msgspec
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0.0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 
 
@@ -158,6 +159,39 @@ class ExchangeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """Groups of ranks that train a replica of the network each, and how these are averaged."""
+
+    rule: Literal["none", "equal", "size", "accuracy", "inverse-loss", "softmax", "best", "mixing"] = "none"
+    """none: all ranks train one network. mixing: after every step the replicas of two groups are averaged, in turn
+    those that a butterfly pairs. The others average all replicas once in a round, with weights: equal; by the images of
+    a group's shard (size); or by what a replica scores on held-out images (`validation_samples`): its accuracy, the
+    inverse of its loss, exp(-loss / temperature) (softmax), or all to the lowest loss (best)."""
+    groups: Count = 0
+    """Of equally many ranks, next to each other; 0: every rank is one. `train.global_batch` is divided among them, and
+    each makes its own updates, by the gradients of its part."""
+    every_steps: Count = 0
+    """Steps of a round; 0: see `every_epochs`."""
+    every_epochs: Positive = 1
+    """Epochs of a round, where `every_steps` is 0."""
+    temperature: AboveZero = 0.25
+    """Of softmax: the higher, the closer to equal."""
+    floor: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.1
+    """The least weight of a group, as a part of the equal weight."""
+    smoothing: Fraction = 0.0
+    """Part of the last round's weights in those of the next."""
+    reparameterised: bool = False
+    """Average each filter's (neuron's) direction and length apart, so that filters that disagree get no shorter."""
+    momentum: Literal["average", "reset"] = "average"
+    """What a round does to the state of the optimizer: the same average, or zeros."""
+    validation_samples: Count = 0
+    """Training images, the same on all ranks, that are held out to score replicas, whatever the rule."""
+    shards: tuple[AboveZero, ...] = ()
+    """Fractions of the training images, one a group, which then sees no others; left out: any group may get any image,
+    each in an epoch once. All groups make equally many steps, so small shards are gone through more often."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SeparationConfig:
     """How far apart the features of classes shall lie."""
 
@@ -260,6 +294,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     plan: PlanConfig = PlanConfig()
     exchange: ExchangeConfig = ExchangeConfig()
+    average: AverageConfig = AverageConfig()
     separation: SeparationConfig = SeparationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

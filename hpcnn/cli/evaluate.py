@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcnn import configuration
 from hpcnn.cli.manual import Manual, explain
-from hpcnn.config import Config
+from hpcnn.config import AverageConfig, Config
 from hpcnn.errors import CheckpointError, ConfigError
 from hpcnn.train import checkpoint as checkpoints
 
@@ -136,7 +136,10 @@ def _text_of_classes(path: Path) -> str:
 
 
 def _for_evaluation(config: Config, ranks: int) -> Config:
-    """Return the configuration with a batch of at least one image a rank: a test has no batch size to be true to."""
+    """Return the configuration for one group of ranks, with a batch of at least one image a rank.
+
+    A test has no batch size to be true to, and no replicas.
+    """
     batch = max(config.train.global_batch, ranks)
     train, plan = dataclasses.replace(config.train, global_batch=batch), dataclasses.replace(config.plan, preset="data")
-    return dataclasses.replace(config, train=train, plan=plan)
+    return dataclasses.replace(config, train=train, plan=plan, average=AverageConfig())

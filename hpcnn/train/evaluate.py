@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcnn.arrays import Array
+from hpcnn.comm.collectives import allreduce
 from hpcnn.data import DataSet
 from hpcnn.data.loader import evaluation_batches
 from hpcnn.parallel.program import Program
 from hpcnn.parallel.whole import Whole
 from hpcnn.train import checkpoint as checkpoints
+from hpcnn.train.groups import Groups
 from hpcnn.train.setup import Parts, batch_part
 
 
@@ -48,6 +50,22 @@ def evaluate(program: Program, data: DataSet, batch: int) -> Score:
         totals += program.evaluate(part.images, part.labels, context)
     program.sum_over_ranks(totals)
     return Score(accuracy=float(totals[1]) / len(data), loss=float(totals[0]), num_samples=len(data))
+
+
+def evaluate_shares(program: Program, groups: Groups, data: DataSet, batch: int) -> Score:
+    """Return the score over the images of all groups, each of which brings its own `data` (collective).
+
+    Other parameters and errors are those of `evaluate`.
+    """
+    with groups.world.agreeing():
+        score = evaluate(program, data, batch)
+    if groups.across is None:
+        return score
+    n = score.num_samples
+    totals = np.array([round(score.accuracy * n), score.loss * n, n])
+    allreduce(groups.across.comm, totals, "butterfly", label="scores of all groups")
+    correct, loss, count = totals.tolist()
+    return Score(accuracy=correct / count, loss=loss / count, num_samples=round(count))
 
 
 def collect(

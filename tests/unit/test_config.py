@@ -56,6 +56,14 @@ def test_a_wrong_setting_is_refused_with_its_name_and_the_rule(override: str, me
             "needs exchange.kind = \"allreduce\", which is 'sharded'",
         ),
         (["device=cuda", "exchange.algorithm=nccl", "exchange.wire=bf16"], 'needs exchange.wire = "fp32"'),
+        (["average.rule=softmax"], "(='softmax') scores replicas on held-out images. Set average.validation_samples"),
+        (["average.rule=equal", "exchange.lazy_layers=1"], "lazy layers have not updated yet"),
+        (
+            ["average.rule=equal", "average.momentum=reset", "train.optimizer=adam"],
+            "'average.momentum' (='reset') does not go with adam",
+        ),
+        (["average.rule=equal", "separation.method=geodesic"], "does not go with 'separation.method' (='geodesic')"),
+        (["average.rule=equal", "average.shards=[0.5,0.4]"], "'average.shards' (=[0.5, 0.4]) must add up to 1."),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(overrides: list[str], message: str) -> None:
