@@ -75,6 +75,8 @@ class Program:
     ----------
     copies : Copies or None
         Bring images to a GPU; None: a stream of their own, made with the first.
+    losses : ndarray of float64
+        This rank's shares of the last batch's loss, one number for each part of the batch that is summed apart.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Program:
         self._uploads: Uploads | None = None
         self._makers = {operation.output: index for index, operation in enumerate(self.operations)}
         self._loss = SoftmaxCrossEntropy(label_smoothing)
+        self.losses = np.zeros(1)
         self._sync_batchnorm = sync_batchnorm
         self._algorithm = algorithm
         self._routes: dict[int, Route] = {}
@@ -220,9 +223,9 @@ class Program:
         return self._lose(self.predict(images, context), labels, context)[:2]
 
     def _lose(self, logits: Array, labels: Array, context: StepContext) -> tuple[float, int, Array]:
-        if not len(logits):
-            return 0.0, 0, logits
-        return self._loss.forward(logits, labels, context.global_batch)
+        found = self._loss.forward(logits, labels, context.global_batch) if len(logits) else (0.0, 0, logits)
+        self.losses[0] = found[0]
+        return found
 
     def route(self, num_samples: int) -> Route:
         """Return how a batch of so many samples is computed; the first time this is collective."""

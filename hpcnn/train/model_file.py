@@ -40,9 +40,10 @@ _ATTRIBUTES: dict[str, type] = {
     "epoch": int,
     "best_accuracy": float,
     "lazy_steps": int,
+    "arithmetic": str,
 }
 
-_LATER = {"lazy_steps": 0}
+_LATER = {"lazy_steps": 0, "arithmetic": ""}
 """What files of earlier versions lack."""
 
 
@@ -69,6 +70,8 @@ class Checkpoint:
     """Best test accuracy so far."""
     lazy_steps: int = 0
     """Length of the next round of lazy updates; 0: there are none."""
+    arithmetic: str = ""
+    """What a reproducible run computes with, in lines of "thing: what"; empty: it is not reproducible."""
     data_fingerprint: str = ""
     """Names the training data, so that a run does not go on with other data unnoticed."""
     path: Path | None = None

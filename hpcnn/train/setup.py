@@ -21,6 +21,7 @@ from hpcnn.nn.model import Model
 from hpcnn.ops.backend import set_compute
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
+from hpcnn.parallel.reproducible import ReproducibleProgram
 from hpcnn.plan import planner
 from hpcnn.plan.buckets import Bucket
 from hpcnn.plan.exchanges import choose_buckets, lazy_rounds
@@ -30,6 +31,7 @@ from hpcnn.plan.planner import Plan
 from hpcnn.plan.search import plan_for
 from hpcnn.plan.site import Site
 from hpcnn.spec import ModelSpec
+from hpcnn.train import reproducible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Parts:
     program: Program
     steps_per_epoch: int
     total_steps: int
+    arithmetic: str = ""
+    """What a reproducible run computes with; empty: it is not reproducible."""
 
     @property
     def model(self) -> Model:
@@ -71,6 +75,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         cannot be run.
     """
     open_device(config, world)
+    arithmetic = reproducible.prepare(config, world)
     with world.agreeing():  # one node may not see a file, or read it as damaged
         train_data = open_data(config.data, "train")
         test_data = open_data(config.data, "test") if has_test_images(config.data) else None
@@ -106,15 +111,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
     with world.agreeing(), device_errors(config):  # one GPU may have less room than others
         parts = plan.parts(spec, world.rank)
         model = Model(spec, config.train.seed, dtype, parts, activation=activation, place=config.device)
-    program = Program(
-        model,
-        plan,
-        world,
-        make_exchange(config.exchange, spec, plan, buckets, model.parameters, world),
-        label_smoothing=config.train.label_smoothing,
-        sync_batchnorm=config.model.sync_batchnorm,
-        algorithm="auto" if config.exchange.algorithm == "nccl" else config.exchange.algorithm,
-    )
+    program = _program(config, model, plan, buckets, world)
     return Parts(
         config=config,
         world=world,
@@ -123,6 +120,25 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         program=program,
         steps_per_epoch=per_epoch,
         total_steps=config.train.steps or config.train.epochs * per_epoch,
+        arithmetic=arithmetic,
+    )
+
+
+def _program(config: Config, model: Model, plan: Plan, buckets: tuple[Bucket, ...], world: World) -> Program:
+    """Return the program of a configuration, with its exchange (collective)."""
+    num_shards = config.train.virtual_shards if config.train.reproducible else 0
+    smoothing = config.train.label_smoothing
+    exchange = make_exchange(config.exchange, model.spec, plan, buckets, model.parameters, world, num_shards=num_shards)
+    if num_shards:
+        return ReproducibleProgram(model, plan, world, exchange, num_shards=num_shards, label_smoothing=smoothing)
+    return Program(
+        model,
+        plan,
+        world,
+        exchange,
+        label_smoothing=smoothing,
+        sync_batchnorm=config.model.sync_batchnorm,
+        algorithm="auto" if config.exchange.algorithm == "nccl" else config.exchange.algorithm,
     )
 
 

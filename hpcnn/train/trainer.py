@@ -25,7 +25,7 @@ from hpcnn.parallel.whole import Whole
 from hpcnn.plan import planner
 from hpcnn.timeline import Timeline
 from hpcnn.train import checkpoint as checkpoints
-from hpcnn.train import learning_rate, optimizers
+from hpcnn.train import learning_rate, optimizers, reproducible
 from hpcnn.train.evaluate import Score, evaluate
 from hpcnn.train.feed import Feed
 from hpcnn.train.metrics import MetricsWriter, peak_memory_bytes, read, summarise
@@ -73,7 +73,8 @@ class Trainer:
         self.program.timeline = self.world.engine.timeline = self.timeline
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
         self.whole = Whole(parts.model, self.program.plan, self.world)
-        self._totals = np.zeros(4)  # of a step: loss, correct answers, requests to stop, failed loaders
+        # Of a step: correct answers, requests to stop, failed loaders, and the loss in parts that are summed apart.
+        self._totals = np.zeros(3 + len(self.program.losses))
         self._sum_totals = prepare_allreduce(
             self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
         )
@@ -132,6 +133,9 @@ class Trainer:
         loaded, fingerprint = found.checkpoint, self.parts.train_data.fingerprint()
         if found.warning:
             self._progress.message(f"hpcnn: warning: {found.warning} Going on from {loaded.path}.")
+        warning = reproducible.compare(loaded.arithmetic, self.parts.arithmetic, f"'{loaded.path}'")
+        if warning:
+            self._progress.message(f"hpcnn: warning: checkpoint {warning}")
         if loaded.data_fingerprint != fingerprint:
             raise CheckpointError(
                 f"checkpoint: '{loaded.path}' was trained on other images (={loaded.data_fingerprint}, these are"
@@ -218,19 +222,21 @@ class Trainer:
             """Fetch the next batch, and have the ranks' totals travel ahead of all gradients."""
             if self.step + 1 < self.parts.total_steps:
                 feed.fetch()
-            totals[:] = loss, num_correct, request.requested, feed.error is not None
+            totals[:3] = num_correct, request.requested, feed.error is not None
+            totals[3:] = program.losses
             self._sum_totals.start()
 
         program.train_step(images, batch.labels, context, update, between)
         self._sum_totals.wait()
-        self._check(totals, feed)
+        loss = math.fsum(totals[3:])
+        self._check(loss, feed)
         self.step += 1
         if self._metrics is not None:
             step_s = time.perf_counter() - begin
             spent, wait_s = self.world.communication - before, feed.wait_seconds - wait_before
             shown = {
-                "loss": totals[0],
-                "accuracy": totals[1] / train.global_batch,
+                "loss": loss,
+                "accuracy": totals[0] / train.global_batch,
                 "images_per_second": train.global_batch / step_s,
                 "lr": update.lr,
             }
@@ -248,17 +254,17 @@ class Trainer:
                 messages_sent=spent.traffic.num_messages,
             )
             self._progress.step(self.step, **shown)
-        return (request.reason or "a signal to another rank") if totals[2] else ""
+        return (request.reason or "a signal to another rank") if totals[1] else ""
 
-    def _check(self, totals: np.ndarray, feed: Feed) -> None:
+    def _check(self, loss: float, feed: Feed) -> None:
         """Raise on all ranks what the ranks' totals show: a loss that is no number, or a loader that failed."""
-        if not math.isfinite(totals[0]):
+        if not math.isfinite(loss):
             raise NumericsError(
-                f"train: the loss of step {self.step + 1} is {totals[0]}; it must be a finite number. Lower train.lr"
+                f"train: the loss of step {self.step + 1} is {loss}; it must be a finite number. Lower train.lr"
                 f" (={self.config.train.lr}), lengthen train.warmup_epochs or set train.clip_norm; checkpoints written"
                 " so far are intact."
             )
-        if totals[3]:
+        if self._totals[2]:
             self.world.agree(feed.error)
 
     def _update(self) -> StepUpdate:
@@ -348,6 +354,7 @@ class Trainer:
             epoch=self.step // self.parts.steps_per_epoch,
             best_accuracy=self.best_accuracy,
             lazy_steps=self.program.exchange.round_steps,
+            arithmetic=self.parts.arithmetic,
             data_fingerprint=self.parts.train_data.fingerprint(),
         )
 

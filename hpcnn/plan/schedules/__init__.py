@@ -61,12 +61,13 @@ from hpcnn.plan.schedules.collectives import (
     reduce_scatter,
 )
 from hpcnn.plan.schedules.direct import ALLTOALL_ALGORITHMS, alltoall, alltoall_places, gather
-from hpcnn.plan.schedules.schedule import Combine, Schedule, Step, Transfer
+from hpcnn.plan.schedules.schedule import Addition, Combine, Schedule, Step, Transfer
 
 __all__ = [
     "ALLREDUCE_ALGORITHMS",
     "ALLTOALL_ALGORITHMS",
     "BLOCK_ALGORITHMS",
+    "Addition",
     "Combine",
     "Schedule",
     "Step",
