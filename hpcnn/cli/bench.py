@@ -51,6 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     step = kinds.add_parser("step", help="training steps of whole models, beside PyTorch where it is installed")
     step.add_argument("--models", nargs="+", default=list(STEP_MODELS), metavar="NAME", help="presets")
+    step.add_argument(
+        "--shards", type=_positive, metavar="V", help="also time the step of a reproducible run in V virtual shards"
+    )
     step.set_defaults(run=_step)
 
     overlap = kinds.add_parser("overlap", help="how much communication hides behind a configuration's training steps")
@@ -170,8 +173,16 @@ def _step(args: argparse.Namespace) -> int:
 
     world = start()
     timings = [
-        time_step(name, global_batch=args.batch, repeats=args.repeats, world=world, peer=not args.no_peer)
+        time_step(
+            name,
+            global_batch=args.batch,
+            repeats=args.repeats,
+            world=world,
+            peer=not args.no_peer and not num_shards,
+            num_shards=num_shards,
+        )
         for name in args.models
+        for num_shards in (0, args.shards)[: 2 if args.shards else 1]
     ]
     if world.rank == 0:
         head = f"medians of {args.repeats} steps, {world.num_threads} threads a rank"

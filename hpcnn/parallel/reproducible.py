@@ -32,7 +32,7 @@ from hpcnn.parallel.program import Operation, Program
 from hpcnn.parallel.route import Border, Route, make_route
 from hpcnn.parallel.tree import SmallSum
 from hpcnn.plan.layout import Layout, extent, volume
-from hpcnn.plan.planner import Plan, make_plan
+from hpcnn.plan.planner import Plan
 from hpcnn.spec import INPUT
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class ReproducibleProgram(Program):
     Raises
     ------
     PlanError
-        If the plan does more than that.
+        If the plan does more than that, or the batch has fewer samples than shards.
     """
 
     def __init__(
@@ -66,6 +66,11 @@ class ReproducibleProgram(Program):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(model, plan, world, exchange, label_smoothing=label_smoothing)
+        if plan.global_batch < num_shards:
+            raise PlanError(
+                f"plan: train.global_batch (={plan.global_batch}) is smaller than the number of virtual shards"
+                f" (={num_shards}); each needs at least one sample. Use fewer shards or a larger batch."
+            )
         for name, layout in plan.layouts:
             if layout != Layout(sample=world.size) or plan.turns or plan.exchange:
                 raise PlanError(
@@ -75,7 +80,8 @@ class ReproducibleProgram(Program):
                 )
         self.losses = np.zeros(num_shards)
         self._mine = geometry.split(num_shards, world.size, world.rank)
-        self._shards_plan = make_plan(model.spec, "data", num_shards, plan.global_batch)
+        layouts = tuple((name, Layout(sample=num_shards)) for name, _ in plan.layouts)
+        self._shards_plan = replace(plan, ranks=num_shards, layouts=layouts)
         self._shard_routes: dict[int, list[Route]] = {}
         self._sums: dict[int, SmallSum] = {}
 
