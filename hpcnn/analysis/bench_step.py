@@ -47,6 +47,7 @@ class StepTiming:
     peer_s: float | None
     peer_fastest_s: float | None
     loss_difference: float | None
+    reproducible_s: float | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -57,6 +58,11 @@ class StepTiming:
     def speedup(self) -> float | None:
         """Peer's median over ours; None without a peer."""
         return None if self.peer_s is None else self.peer_s / self.step_s
+
+    @property
+    def reproducible_cost(self) -> float | None:
+        """Median of the reproducible step by ours; None where it was not timed."""
+        return None if self.reproducible_s is None else self.reproducible_s / self.step_s
 
 
 class OwnStep:
@@ -167,31 +173,38 @@ def time_step(
     peer : bool
         Time PyTorch too, if it is installed and there is one rank.
     num_shards : int
-        Virtual shards of a reproducible run; 0: an ordinary one.
+        Also time the step of a reproducible run, in so many virtual shards; 0: not.
 
     Raises
     ------
     PlanError
         If there are fewer shards than ranks, or samples than shards.
     """
-    own = OwnStep(preset, global_batch, world, num_shards)
+    own = OwnStep(preset, global_batch, world)
+    sharded = OwnStep(preset, global_batch, world, num_shards) if num_shards else None
     other = _peer_step(own, world.num_threads) if peer and world.size == 1 else None
     first_loss = own(0)[0]
     loss_difference = abs(other() - first_loss) / abs(first_loss) if other else None
-    phases, peer_times = [], []
+    phases, peer_times, sharded_times = [], [], [0.0] * repeats
+    if sharded:
+        sharded(0)
     for repeat in range(repeats):
         time.sleep(PAUSE_S)
         world.barrier()
         phases.append(own(repeat + 1)[1:])
+        if sharded:
+            world.barrier()
+            sharded_times[repeat] = sum(sharded(repeat + 1)[1:])
         if other:
             time.sleep(PAUSE_S)
             begin = time.perf_counter()
             other()
             peer_times.append(time.perf_counter() - begin)
     steps = np.array(world.comm.allgather([sum(phase) for phase in phases])).max(axis=0)
+    sharded_steps = np.array(world.comm.allgather(sharded_times)).max(axis=0)
     compute_s, exchange_s, update_s = (float(value) for value in np.median(np.array(phases), axis=0))
     return StepTiming(
-        model=f"{preset}, {num_shards} shards" if num_shards else preset,
+        model=preset,
         ranks=world.size,
         global_batch=global_batch,
         repeats=repeats,
@@ -203,6 +216,7 @@ def time_step(
         peer_s=statistics.median(peer_times) if peer_times else None,
         peer_fastest_s=min(peer_times, default=None),
         loss_difference=loss_difference,
+        reproducible_s=float(np.median(sharded_steps)) if sharded else None,
     )
 
 

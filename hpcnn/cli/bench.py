@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     step = kinds.add_parser("step", help="training steps of whole models, beside PyTorch where it is installed")
     step.add_argument("--models", nargs="+", default=list(STEP_MODELS), metavar="NAME", help="presets")
     step.add_argument(
-        "--shards", type=_positive, metavar="V", help="also time the step of a reproducible run in V virtual shards"
+        "--shards", type=_positive, default=0, metavar="V", help="also time reproducible steps, in V virtual shards"
     )
     step.set_defaults(run=_step)
 
@@ -178,15 +178,21 @@ def _step(args: argparse.Namespace) -> int:
             global_batch=args.batch,
             repeats=args.repeats,
             world=world,
-            peer=not args.no_peer and not num_shards,
-            num_shards=num_shards,
+            peer=not args.no_peer,
+            num_shards=args.shards,
         )
         for name in args.models
-        for num_shards in (0, args.shards)[: 2 if args.shards else 1]
     ]
     if world.rank == 0:
         head = f"medians of {args.repeats} steps, {world.num_threads} threads a rank"
-        _report(f"{head}\n{format_table(STEP_HEADER, [_step_row(timing) for timing in timings])}", timings, args.json)
+        lines = [f"{head}\n{format_table(STEP_HEADER, [_step_row(timing) for timing in timings])}"]
+        lines += [
+            f"reproducible, in {args.shards} virtual shards: {timing.model} {1e3 * timing.reproducible_s:.1f} ms,"
+            f" {timing.reproducible_cost:.2f} times as long"
+            for timing in timings
+            if timing.reproducible_s is not None
+        ]
+        _report("\n".join(lines), timings, args.json)
     return 0
 
 

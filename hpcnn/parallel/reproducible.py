@@ -131,11 +131,12 @@ class ReproducibleProgram(Program):
         whole = self._input(images)
         values: list[dict[str, Array]] = [{INPUT: _copy(whole, each.labels, route.labels)} for each in routes]
         saved: list[list[object]] = []
+        contexts = _of_shards(context, routes)
         for operation in self.operations:
             for trained in operation.trained:
                 self.exchange.parameters_needed(trained)
             with self.timeline.span(f"{operation.output} forward", "compute"):
-                made = self._run_shards(operation, values, context, routes)
+                made = self._run_shards(operation, values, contexts, routes)
             for shard, (output, _) in enumerate(made):
                 values[shard][operation.output] = output
                 for dead in operation.last_use:
@@ -145,7 +146,7 @@ class ReproducibleProgram(Program):
         return [route.loss.end(value[last]) for route, value in zip(routes, values, strict=True)], saved
 
     def _run_shards(
-        self, operation: Operation, values: list[dict[str, Array]], context: StepContext, routes: list[Route]
+        self, operation: Operation, values: list[dict[str, Array]], contexts: list[StepContext], routes: list[Route]
     ) -> list[tuple[Array, object]]:
         """Return what an operation makes and saves of every shard."""
         layer, name = operation.layer, operation.output
@@ -156,10 +157,10 @@ class ReproducibleProgram(Program):
             inputs = tuple(border.end(values[shard][border.source]) for border in route.borders[name])
             if not volume(box):
                 return arrays.empty(extent(box), inputs[0].dtype, like=inputs[0]), None
-            here = replace(self._of_box(context, name, box), reduce_sum=reduce_sum, tracks=shard == 0)
-            return layer.forward(inputs, here)
+            here = contexts[shard]
+            return layer.forward(inputs, here if reduce_sum is None else replace(here, reduce_sum=reduce_sum))
 
-        if layer.joint_backward and context.training:
+        if layer.joint_backward and contexts[0].training:
             return self._nested(run, name)
         return [run(shard, None) for shard in range(len(routes))]
 
@@ -183,6 +184,7 @@ class ReproducibleProgram(Program):
         self, grad_logits: list[Array], saved: list[list[object]], context: StepContext, route: Route
     ) -> None:
         routes = self._shard_routes[len(context.samples)]
+        contexts = _of_shards(context, routes)
         returned: list[dict[str, list[tuple[Border, Array]]]] = [{} for _ in routes]
         for shard, (each, grad) in enumerate(zip(routes, grad_logits, strict=True)):
             returned[shard][each.loss.source] = [(each.loss, grad)]
@@ -190,20 +192,19 @@ class ReproducibleProgram(Program):
             kept, name = saved.pop(), operation.output
             if name not in returned[0]:  # nothing below has parameters
                 continue
-            self._go_back(operation, kept, returned, context, routes)
+            self._go_back(operation, kept, returned, contexts, routes)
 
     def _go_back(
         self,
         operation: Operation,
         saved: list[object],
         returned: list[dict[str, list[tuple[Border, Array]]]],
-        context: StepContext,
+        contexts: list[StepContext],
         routes: list[Route],
     ) -> None:
         """Take all shards back through one operation."""
         name, exchange = operation.output, self.exchange
         layers: list[Layer[Any]] = [route.layers_back.get(name, operation.layer) for route in routes]
-        contexts = [self._of_box(context, name, route.returned[name]) for route in routes]
         joint = operation.layer.joint_backward
         errors = []
         for shard, layer in enumerate(layers):
@@ -219,7 +220,8 @@ class ReproducibleProgram(Program):
             exchange.gradient_ready(name)
 
         def back(shard: int, reduce_sum: Callable[[Array], None] | None) -> tuple[Array, ...]:
-            here = replace(contexts[shard], reduce_sum=reduce_sum)
+            here = contexts[shard]
+            here = here if reduce_sum is None else replace(here, reduce_sum=reduce_sum)
             return layers[shard].backward_input(errors[shard], saved[shard], here)
 
         if operation.needs_input_gradient or joint:
@@ -276,6 +278,14 @@ class ReproducibleProgram(Program):
         if count not in self._sums:
             self._sums[count] = SmallSum(count, len(self.losses), self.world)
         return self._sums[count]
+
+
+def _of_shards(context: StepContext, routes: list[Route]) -> list[StepContext]:
+    """Return what the layers may know of each shard; the first one's moves the running statistics."""
+    return [
+        replace(context, samples=context.samples[slice(*route.labels)], tracks=shard == 0)
+        for shard, route in enumerate(routes)
+    ]
 
 
 def _copy(images: Array, samples: Block, held: Block) -> Array:

@@ -1,4 +1,4 @@
-"""How gradients travel: carriers of three kinds, one file each, behind the events of `exchange.Exchange`."""
+"""How gradients travel: carriers of several kinds, one file each, behind the events of `exchange.Exchange`."""
 
 from __future__ import annotations
 

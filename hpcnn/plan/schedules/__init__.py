@@ -41,7 +41,8 @@ Butterfly and halving-doubling add every element in one and the same binary tree
 the ranks that take part: ((0+1)+(2+3))+... for a power of two. They give the same bits as each other on all ranks, and
 so does hierarchical where nodes and ranks per node are powers of two and the ranks of a node follow each other: it then
 is halving-doubling, message for message. The ring adds block i in the order i-1, i-2, ..., i, which differs by block
-but again not by rank. Every algorithm leaves the same bits on all ranks.
+but again not by rank. Every algorithm leaves the same bits on all ranks; for the same bits on any number of ranks see
+`tree.py`, whose schedules sum over virtual shards.
 
 References
 ----------
