@@ -47,7 +47,7 @@ def work_arrays(ranks: list, shards: np.ndarray, size: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("size", range(1, 34))
 def test_sums_have_the_bits_of_the_tree_on_every_number_of_ranks(size):
-    for num_shards in (n for n in (*range(size, 64, 5), 1, 2, 4, 8, 16, 32, 64) if n >= size):
+    for num_shards in {n for n in (size, size + 1, 16, 37, 64) if n >= size}:
         shards = shards_of(num_shards)
         expected = canonical(shards)
         for kind in ("allreduce", "blocks", "whole"):
