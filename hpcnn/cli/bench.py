@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.cli.table import format_table
 
 if TYPE_CHECKING:
@@ -27,49 +28,128 @@ OVERLAP_HEADER = (
     "MB sent",
 )  # fmt: skip
 
+MANUAL = Manual(
+    """Times parts of the framework on the ranks it is started with, beside what they could be replaced by: all-reduce
+    algorithms, operators, whole training steps, and communication behind computation.""",
+    examples=(
+        ("mpiexec -n 4 hpcnn bench allreduce", "messages"),
+        ("hpcnn bench ops --models vgg16", "operators"),
+    ),
+    see_also=("hpcnn bench allreduce --help", "hpcnn profile", "docs/benchmarks.md"),
+)
+JSON_FILE = (("FILE", "with --json: the host's name, all numbers and times"),)
+ALLREDUCE = Manual(
+    """Times every all-reduce algorithm of float32 arrays by message size, beside the MPI library's own and what the
+    prices of the machine predict. All algorithms take turns at each size, and the slowest rank counts.""",
+    examples=(
+        ("mpiexec -n 4 hpcnn bench allreduce --max-bytes 1048576", "up to 1 MiB"),
+        ("srun hpcnn bench allreduce --machine machine.toml --json times.json", "predictions of a measured machine"),
+        ("mpiexec -n 4 hpcnn bench allreduce --algorithms ring mpi --plot times.png", "two algorithms, drawn"),
+    ),
+    files=(*JSON_FILE, ("FILE", "with --plot: the times as a picture")),
+    see_also=("hpcnn profile",),
+)
+OPS = Manual(
+    """Times convolutions, poolings and fully connected layers of known models, forward and both gradients, beside
+    PyTorch where it is installed. One rank.""",
+    examples=(("hpcnn bench ops --models vgg16 resnet50 --batch 16", "two models"),),
+    files=JSON_FILE,
+    see_also=("hpcnn bench step",),
+)
+STEP = Manual(
+    """Times training steps of whole models on synthetic images, with what they spend in computing, the exchange and
+    updates, beside PyTorch where it is installed.""",
+    examples=(
+        ("hpcnn bench step --models resnet20", "one rank"),
+        ("mpiexec -n 2 hpcnn bench step --models alexnet --batch 64 --no-peer", "two ranks, hpcnn alone"),
+    ),
+    files=JSON_FILE,
+    see_also=("hpcnn bench overlap", "hpcnn bench ops"),
+)
+OVERLAP = Manual(
+    """Times steps of a configuration, their computation alone and their messages alone: how much of the communication
+    hides behind computing.""",
+    examples=(("mpiexec -n 4 hpcnn bench overlap vgg11-32 --kinds allreduce sharded", "two ways to exchange"),),
+    files=JSON_FILE,
+    see_also=("hpcnn train --trace",),
+)
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("bench", help="time all-reduce algorithms, operators or training steps")
+    explain(parser, MANUAL)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="allreduce|ops|step|overlap")
 
-    allreduce = kinds.add_parser(
-        "allreduce", help="all-reduce algorithms by message size, beside the MPI library's own"
-    )
-    allreduce.add_argument("--sizes", nargs="+", type=_positive, metavar="BYTES", help="default: 4 bytes to 256 MiB")
-    allreduce.add_argument("--min-bytes", type=_positive, default=4, help="leave out shorter ones (default: 4)")
-    allreduce.add_argument("--max-bytes", type=_positive, default=256 << 20, help="leave out longer ones")
-    allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all of ours, mpi and auto")
-    allreduce.add_argument("--seconds", type=float, default=2.0, help="about how long a size may take (default: 2)")
-    allreduce.add_argument("--machine", type=Path, metavar="FILE", help="what auto and predictions go by: machine.toml")
-    allreduce.add_argument("--plot", type=Path, metavar="FILE", help="also draw the times (needs hpcnn[plots])")
-    allreduce.set_defaults(run=_allreduce)
-
+    allreduce = _add_allreduce(kinds)
     ops = kinds.add_parser("ops", help="operators on the layers of known models, beside PyTorch where it is installed")
+    explain(ops, OPS)
     ops.add_argument("--models", nargs="+", metavar="NAME", help="default: vgg16 resnet50 alexnet")
     ops.set_defaults(run=_ops)
 
     step = kinds.add_parser("step", help="training steps of whole models, beside PyTorch where it is installed")
-    step.add_argument("--models", nargs="+", default=list(STEP_MODELS), metavar="NAME", help="presets")
+    explain(step, STEP)
+    models = f"presets (default: {' '.join(STEP_MODELS)})"
+    step.add_argument("--models", nargs="+", default=list(STEP_MODELS), metavar="NAME", help=models)
     step.add_argument(
         "--shards", type=_positive, default=0, metavar="V", help="also time reproducible steps, in V virtual shards"
     )
     step.set_defaults(run=_step)
 
     overlap = kinds.add_parser("overlap", help="how much communication hides behind a configuration's training steps")
+    explain(overlap, OVERLAP)
     overlap.add_argument("config", nargs="?", default="resnet20", help="TOML file or preset (default: resnet20)")
-    overlap.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    overlap.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeatable)"
+    )
     overlap.add_argument("--kinds", nargs="+", metavar="KIND", help="values of exchange.kind (default: the setting)")
-    overlap.add_argument("--steps", type=_positive, default=4, help="timed steps in a row (default: 4)")
+    overlap.add_argument("--steps", type=_positive, default=4, metavar="N", help="timed steps in a row (default: 4)")
     overlap.set_defaults(run=_overlap)
 
     for kind in (ops, step):
-        kind.add_argument("--batch", type=_positive, default=16, help="samples, over all ranks (default: 16)")
+        kind.add_argument(
+            "--batch", type=_positive, default=16, metavar="N", help="samples, over all ranks (default: 16)"
+        )
         kind.add_argument("--no-peer", action="store_true", help="time hpcnn alone")
     for kind, repeats in ((allreduce, None), (ops, 5), (step, 5), (overlap, 3)):
         default = repeats or "about a second's worth"
-        kind.add_argument("--repeats", type=_positive, default=repeats, help=f"timed rounds (default: {default})")
-        kind.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+        kind.add_argument(
+            "--repeats", type=_positive, default=repeats, metavar="N", help=f"timed rounds (default: {default})"
+        )
+        kind.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file (default: no)")
+
+
+def _add_allreduce(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    allreduce = kinds.add_parser(
+        "allreduce", help="all-reduce algorithms by message size, beside the MPI library's own"
+    )
+    explain(allreduce, ALLREDUCE)
+    allreduce.add_argument("--sizes", nargs="+", type=_positive, metavar="BYTES", help="default: 4 bytes to 256 MiB")
+    allreduce.add_argument(
+        "--min-bytes", type=_positive, default=4, metavar="BYTES", help="leave out shorter ones (default: 4)"
+    )
+    allreduce.add_argument(
+        "--max-bytes",
+        type=_positive,
+        default=256 << 20,
+        metavar="BYTES",
+        help="leave out longer ones (default: 256 MiB)",
+    )
+    allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all of ours, mpi and auto")
+    allreduce.add_argument(
+        "--seconds", type=float, default=2.0, metavar="S", help="about how long a size may take (default: 2)"
+    )
+    allreduce.add_argument(
+        "--machine",
+        type=Path,
+        metavar="FILE",
+        help="what auto and predictions go by, of `hpcnn profile` (default: built-in)",
+    )
+    allreduce.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw the times; needs hpcnn[plots] (default: no)"
+    )
+    allreduce.set_defaults(run=_allreduce)
+    return allreduce
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import DataError, HpcnnError
 from hpcnn.geometry import split as split_evenly
@@ -23,32 +24,85 @@ if TYPE_CHECKING:
 READ_AT_ONCE = 256
 LINE_EVERY_S = 10.0
 
+MANUAL = Manual(
+    "Makes data sets of images in HDF5 out of what they come in, downloads well-known ones, and looks into them.",
+    examples=(
+        ("hpcnn data fetch cifar10", "download, check and import"),
+        ("hpcnn data import photos --out data/photos --size 64", "a tree of image files"),
+        ("hpcnn data info data/photos", "what is in it"),
+    ),
+    see_also=("hpcnn data import --help", "hpcnn data fetch --help", "hpcnn data info --help"),
+)
+IMPORT = Manual(
+    """Makes train.h5 and test.h5 out of a folder of IDX files, CIFAR's binary files or a tree of image files
+    (SOURCE/train/CLASS/*.jpg). Images become fixed-size bytes in one contiguous block, the layout that ranks read
+    fastest. Under mpirun or srun the ranks share the work.""",
+    examples=(
+        ("hpcnn data import photos --out data/photos --size 64", "photos/train/CLASS/*.jpg, photos/test/CLASS/*.jpg"),
+        ("hpcnn data import cifar-10-binary.tar.gz --out data/cifar", "CIFAR as it is downloaded"),
+        ("mpiexec -n 8 hpcnn data import photos --out data/photos --size 224 --skip-broken", "eight ranks decode"),
+    ),
+    files=(("train.h5, test.h5", "in --out; or the one .h5 file that it names"),),
+    see_also=("hpcnn data info", "hpcnn train"),
+)
+FETCH = Manual(
+    """Downloads a well-known data set, compares checksums, and imports it. On clusters whose nodes have no network,
+    run it on a login node, or copy the files there and use --from.""",
+    examples=(
+        ("hpcnn data fetch cifar10", "into data/cifar10"),
+        ("hpcnn data fetch fashion-mnist --from downloads --out data/fashion", "from files that are here already"),
+    ),
+    files=(("train.h5, test.h5", "in --out"),),
+    see_also=("hpcnn data import",),
+)
+INFO = Manual(
+    """Describes a data set: images, classes, statistics, fingerprint. Reads every image once, so that a file that was
+    cut off is noticed here.""",
+    examples=(
+        ("hpcnn data info data/cifar", "both files of a folder"),
+        ("hpcnn data info data/cifar/train.h5", "one file"),
+        ("hpcnn data info builtin", "the images that come with hpcnn"),
+    ),
+    exit_codes=((0, "readable"), (1, "missing or damaged"), (2, "wrong usage")),
+    see_also=("hpcnn data import",),
+)
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     from hpcnn.data import fetch, importers
 
     parser = subparsers.add_parser("data", help="import, inspect or fetch data sets")
+    explain(parser, MANUAL)
     actions = parser.add_subparsers(dest="action", required=True, metavar="import|fetch|info")
 
     make = actions.add_parser("import", help="make HDF5 image files (start with mpirun or srun to share the work)")
+    explain(make, IMPORT)
     make.add_argument("source", type=Path, help="folder of IDX files, CIFAR binary folder or tar.gz, or image tree")
-    make.add_argument("--out", type=Path, required=True, help="folder for train.h5 and test.h5, or one .h5 file")
+    make.add_argument(
+        "--out", type=Path, required=True, help="folder for train.h5 and test.h5, or one .h5 file (required)"
+    )
     make.add_argument("--size", type=_positive, metavar="N", help="scale image files to N x N (default: as they are)")
     make.add_argument("--kind", choices=importers.KINDS, default="auto", help="format of SOURCE (default: look)")
     make.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
-    make.add_argument("--seed", type=int, default=1, help="key of the order of an image tree's rows (default: 1)")
+    make.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="key of the order of an image tree's rows (default: 1)"
+    )
     make.set_defaults(run=_import)
 
     get = actions.add_parser("fetch", help="download a well-known set, check it, and import it")
+    explain(get, FETCH)
     get.add_argument("name", choices=sorted(fetch.CATALOGUE), help="which set")
-    get.add_argument("--out", type=Path, help="folder for train.h5 and test.h5 (default: data/NAME)")
+    get.add_argument("--out", type=Path, metavar="FOLDER", help="folder for train.h5 and test.h5 (default: data/NAME)")
     place = get.add_mutually_exclusive_group()
-    place.add_argument("--mirror", metavar="URL", help="download from here instead of the official host")
-    place.add_argument("--from", dest="folder", type=Path, metavar="FOLDER", help="take the files from this folder")
+    place.add_argument("--mirror", metavar="URL", help="download from here (default: the official host)")
+    place.add_argument(
+        "--from", dest="folder", type=Path, metavar="FOLDER", help="take the files from here (default: download)"
+    )
     get.set_defaults(run=_fetch)
 
     info = actions.add_parser("info", help="describe a data set and read all of it once")
+    explain(info, INFO)
     info.add_argument("source", help='an .h5 file, a folder with train.h5 and test.h5, or "builtin"')
     info.set_defaults(run=_info)
 

@@ -1,6 +1,7 @@
-"""What `hpcnn doctor` looks at: facts about this process, its processor, its libraries and its launcher.
+"""Facts about this process, its processor, its libraries and its launcher: what `hpcnn doctor` looks at.
 
-Every function returns plain dictionaries, lists and strings for JSON, and touches no MPI.
+`hpcnn train` leaves some of them in its run folder. Every function returns plain dictionaries, lists and strings for
+JSON, and touches no MPI.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,45 @@ def numbers(text: str) -> set[int]:
     return found
 
 
+def by_host(ranks: Sequence[Facts]) -> list[Facts]:
+    """Return for each host how many ranks it has, their threads together, and the cores that they may run on.
+
+    Parameters
+    ----------
+    ranks : sequence of dict
+        `host`, `cores` (as `ranges` writes them) and `threads` of every rank.
+    """
+    hosts = []
+    for host in dict.fromkeys(rank["host"] for rank in ranks):
+        here = [rank for rank in ranks if rank["host"] == host]
+        cores = set[int]().union(*(numbers(rank["cores"]) for rank in here))
+        threads = sum(rank["threads"] for rank in here)
+        hosts.append({"host": host, "ranks": len(here), "threads": threads, "cores": len(cores)})
+    return hosts
+
+
+def revision(package: Path = Path(__file__).parents[1]) -> str | None:
+    """Return the commit of the git checkout that the package lies in, None where it is installed otherwise.
+
+    Read from git's files: a rank of an MPI job had better start no processes.
+    """
+    try:
+        git = package.parent / ".git"
+        if git.is_file():  # a linked worktree
+            git = package.parent / git.read_text().removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        common = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
+        if (common / name).exists():
+            return (common / name).read_text().strip()
+        packed = (line.split() for line in (common / "packed-refs").read_text().splitlines())
+        return next((words[0] for words in packed if words[1:] == [name]), None)
+    except OSError:
+        return None
+
+
 def blas() -> Facts:
     """Return the matrix library behind NumPy, its core type and its threads, and the variables that govern them."""
     import numpy  # noqa: F401  # loads the library that is asked about
@@ -120,7 +160,8 @@ def hdf5() -> Facts:
     """Return the HDF5 library that h5py brought, and whether it could write in parallel (not needed)."""
     import h5py
 
-    return {"h5py": h5py.version.version, "hdf5": h5py.version.hdf5_version, "mpi": bool(h5py.get_config().mpi)}
+    facts: Facts = {"h5py": h5py.version.version, "hdf5": h5py.version.hdf5_version}
+    return facts | {"mpi": bool(h5py.get_config().mpi), "file_locking": os.environ.get("HDF5_USE_FILE_LOCKING")}
 
 
 def mapped_libraries(maps: Path = Path("/proc/self/maps")) -> list[str]:
@@ -143,7 +184,8 @@ def launcher() -> Facts:
     srun = shutil.which("srun")
     if srun:
         facts["srun"] = srun
-        facts["srun --mpi"] = " ".join(output([srun, "--mpi=list"]).split())
+        lines = output([srun, "--mpi=list"]).split("\n")
+        facts["srun --mpi"] = " ".join(" ".join(line for line in lines if "error" not in line).split()) or "no answer"
     return facts
 
 
@@ -152,18 +194,42 @@ def slurm() -> Facts:
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith("SLURM_") and _tells(name)}
 
 
-def limits() -> Facts:
-    """Return limits that break large jobs."""
-    kinds = {"locked_memory_bytes": resource.RLIMIT_MEMLOCK, "open_files": resource.RLIMIT_NOFILE}
-    values = {name: resource.getrlimit(kind)[0] for name, kind in kinds.items()}
-    return {name: "unlimited" if value == resource.RLIM_INFINITY else value for name, value in values.items()}
+def node_cores() -> int:
+    """Return the cores of this node that a job could use: those of a container, or of Slurm's share of the node."""
+    found = [os.cpu_count() or 1]
+    with suppress(OSError, AttributeError):
+        found.append(len(os.sched_getaffinity(1)))  # the first process, which nobody has bound
+    of_slurm = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return min([*found, int(of_slurm)] if of_slurm.isdecimal() else found)
 
 
-def trial_launch(command: Sequence[str], timeout_s: float = 90.0) -> tuple[Facts | None, str]:
-    """Start `hpcnn doctor --mpi --json` by `command`; return its report, and what went wrong if there is none."""
+def mpi_library() -> str:
+    """Return what the MPI library that mpi4py finds says of itself, without starting it; "" without one."""
+    return output([sys.executable, "-m", "mpi4py", "--mpi-lib-version"], with_errors=False).strip("\n\0 ")
+
+
+def cuda_aware(libraries: Sequence[str]) -> str:
+    """Return whether the MPI library that is mapped takes arrays of GPUs, as it says itself."""
+    import ctypes
+
+    for path in libraries:
+        if Path(path).name.startswith("libmpi"):
+            query = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
+            if query is not None:
+                return "yes" if query() else "no (not needed: messages go over host memory)"
+    return "unknown (not needed: messages go over host memory)"
+
+
+def trial_launch(
+    command: Sequence[str], options: Sequence[str] = (), timeout_s: float = 90.0
+) -> tuple[Facts | None, str]:
+    """Start `hpcnn doctor --mpi --json` by `command`; return its report, and what went wrong.
+
+    Where there are several reports, of ranks that MPI did not connect, it is the first of them.
+    """
     environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
-    full = [*command, sys.executable, "-m", "hpcnn", "doctor", "--mpi", "--json"]
+    full = [*command, sys.executable, "-m", "hpcnn", "doctor", "--mpi", *options, "--json"]
     try:
         done = subprocess.run(full, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
     except subprocess.TimeoutExpired:
@@ -171,11 +237,13 @@ def trial_launch(command: Sequence[str], timeout_s: float = 90.0) -> tuple[Facts
     except OSError as error:
         return None, str(error)
     try:
-        return json.loads(done.stdout), ""
+        report, end = json.JSONDecoder().raw_decode(done.stdout)
     except json.JSONDecodeError:
-        last = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-1:]
-        several = "each rank took itself for the only one" if done.stdout.count('"hpcnn"') > 1 else ""
-        return None, several or f"exit code {done.returncode}: {''.join(last) or 'no output'}"
+        said = (line.strip() for line in (done.stderr or done.stdout).splitlines())
+        lines = [line for line in said if line]
+        ours = [line for line in lines if line.startswith("hpcnn: error")]
+        return None, f"exit code {done.returncode}: {''.join(ours[:1] or lines[-1:]) or 'no output'}"
+    return report, "each rank took itself for the only one" if done.stdout[end:].strip() else ""
 
 
 def _version(name: str) -> str | None:
@@ -189,10 +257,10 @@ def _tells(name: str) -> bool:
     return any(word in name for word in SLURM_WORDS)
 
 
-def output(command: Sequence[str]) -> str:
+def output(command: Sequence[str], *, with_errors: bool = True) -> str:
     """Return what a command prints, or the empty text where it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout or done.stderr
+    return done.stdout or (done.stderr if with_errors else "")

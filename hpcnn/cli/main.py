@@ -3,7 +3,7 @@
 Commands that use MPI report their errors through `comm.abort`, which knows whether all ranks failed alike.
 
 Start-up is paid on every rank, often from a shared file system: no module but the chosen command's is imported.
-A command's module has `add_parser(subparsers)` and `run(args) -> int`.
+A command's module has `add_parser(subparsers)` and `run(args) -> int`; `manual.py` makes its help.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("measure a trained network on the test images", lambda args: True),
     "export": Command("write a trained network as an ONNX file", lambda args: False),
     "plan": Command("print each layer's layout and costs for a number of ranks", lambda args: False),
+    "simulate": Command("predict training steps on machines that are not at hand", lambda args: False),
     "data": Command("import, inspect or fetch data sets", lambda args: args.action == "import"),
     "profile": Command("measure this machine's messages and arithmetic (with mpirun)", lambda args: True),
+    "analyze": Command("tables and pictures of what a run recorded about its network", lambda args: False),
     "bench": Command("time all-reduce algorithms, operators or training steps", lambda args: True),
     "scale": Command("measure how training scales over ranks, plans and algorithms", lambda args: False),
+    "report": Command("make an HTML page of runs: where the time went, curves, layers", lambda args: False),
     "doctor": Command("check this installation and say how to mend it", lambda args: args.mpi or launched()),
+    "help": Command("print a command's manual, or write pages for man", lambda args: False),
 }
 
 
@@ -69,7 +73,7 @@ def make_parser(chosen: Sequence[str]) -> Parser:
     parser = Parser(
         prog="hpcnn",
         description="Train convolutional networks with MPI.",
-        epilog="`hpcnn COMMAND --help` lists its options. A bare `hpcnn train` trains LeNet-5 on built-in images.",
+        epilog="`hpcnn help COMMAND` explains one. A bare `hpcnn train` trains LeNet-5 on built-in images.",
     )
     parser.add_argument("--version", action="version", version=f"hpcnn {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")

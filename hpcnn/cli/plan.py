@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hpcnn import configuration
 from hpcnn.analysis.forecast import forecast, model_of, read_plan
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import PlanError
 from hpcnn.plan import costs, planner
@@ -20,22 +21,47 @@ from hpcnn.plan.search import Runner, Search
 from hpcnn.plan.site import Site
 from hpcnn.plan.turns import peak_elements
 from hpcnn.spec import ModelSpec
+from hpcnn.train.groups import config_of_group, count_groups
 
 MOST_RANKS = 64
 """Of more ranks, the busiest of the first so many is shown: folded pairs and larger blocks come first."""
+
+MANUAL = Manual(
+    """Prints, for a number of ranks, what every layer would hold, compute and send, how gradients would travel, and
+    the predicted time of a step. Starts no ranks and reads no images but a data set's header. With
+    plan.preset=auto it searches for the fastest plan and says what each layer would lose otherwise.""",
+    examples=(
+        ("hpcnn plan vgg16 --ranks 8", "the preset's plan, on an ordinary CPU cluster"),
+        ("hpcnn plan my.toml --ranks 8 --machine machine.toml --set plan.preset=auto --save plan.toml", "search, keep"),
+        ("hpcnn plan yolo16 --ranks 4 --plan plan.toml", "describe a plan that was saved or edited"),
+    ),
+    files=(("FILE.toml", "with --save: the plan, for `hpcnn train --plan`"), ("FILE", "with --json: predictions")),
+    see_also=("hpcnn profile", "hpcnn train"),
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("plan", help="print each layer's layout and costs for a number of ranks")
-    parser.add_argument("config", help="TOML file or preset")
-    parser.add_argument("--ranks", type=int, required=True, help="number of MPI ranks")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--machine", type=Path, help="file of `hpcnn profile`; default: an ordinary CPU cluster")
-    parser.add_argument("--ranks-per-node", type=int, default=1, metavar="K", help="default: 1")
-    parser.add_argument("--save", type=Path, help="write the plan to this TOML file, for `train --plan`")
-    parser.add_argument("--plan", type=Path, metavar="FILE.toml", help="describe this saved plan instead")
-    parser.add_argument("--json", type=Path, help="write what is predicted to this file")
+    explain(parser, MANUAL)
+    what, machine = parser.add_argument_group("what to plan"), parser.add_argument_group("the machine")
+    what.add_argument("config", help="TOML file or preset")
+    what.add_argument("--ranks", type=int, required=True, metavar="N", help="number of MPI ranks (required)")
+    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeatable)")
+    machine.add_argument(
+        "--machine", type=Path, metavar="FILE", help="file of `hpcnn profile` (default: an ordinary CPU cluster)"
+    )
+    machine.add_argument("--ranks-per-node", type=int, default=1, metavar="K", help="ranks a node (default: 1)")
+    plans = parser.add_argument_group("plans and results")
+    plans.add_argument(
+        "--save", type=Path, metavar="FILE.toml", help="write the plan, for `train --plan` (default: only print)"
+    )
+    plans.add_argument(
+        "--plan", type=Path, metavar="FILE.toml", help="describe this saved plan (default: plan.preset's)"
+    )
+    plans.add_argument(
+        "--json", type=Path, metavar="FILE", help="write what is predicted to this file (default: only print)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,12 +71,16 @@ def run(args: argparse.Namespace) -> int:
             f"plan: --ranks (={args.ranks}) and --ranks-per-node (={args.ranks_per_node}) must be at least 1."
         )
     config = configuration.load(args.config, args.set)
+    groups = count_groups(config, args.ranks)
+    config, ranks = config_of_group(config, groups), args.ranks // groups
     model = model_of(config)
     machine_file = args.machine or config.exchange.machine
     machine = load_machine(machine_file) if machine_file else DEFAULT
-    site = Site.of(config, machine, tuple(rank // args.ranks_per_node for rank in range(args.ranks)))
+    site = Site.of(config, machine, tuple(rank // args.ranks_per_node for rank in range(ranks)))
     plan_text = None if args.plan is None else read_plan(args.plan)
     plan, buckets, predicted, search = forecast(config, model, site, plan_text)
+    if groups > 1:
+        print(f"{groups} groups of {ranks} ranks, each with a replica; this is the plan of one, without averages")
     print(_describe(model, plan, predicted, search))
     print(f"\n{_describe_exchange(model, plan, buckets, config.exchange.algorithm, site)}")
     if args.save:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcnn.cli.manual import Manual, explain
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import PlanError
 from hpcnn.plan.planner import PRESETS
@@ -16,29 +17,54 @@ if TYPE_CHECKING:
     from hpcnn.plan.machine import Link, Machine, Timing
     from hpcnn.spec import ModelSpec
 
+MANUAL = Manual(
+    """Measures, on the ranks that it is started with, what messages cost within a node and between nodes, how fast a
+    rank adds and computes, and with --model what the layers of a model take as plans cut them. Settings such as
+    exchange.machine and commands such as `hpcnn plan` choose by the file that it writes. Use as many ranks and
+    nodes as training will; takes about --seconds, and --layer-seconds for each model and batch.""",
+    examples=(
+        ("mpiexec -n 8 hpcnn profile", "messages and arithmetic, into machine.toml"),
+        ("srun hpcnn profile --model my.toml --out machine.toml", "the layers of a model, too"),
+        ("mpiexec -n 4 hpcnn profile --max-bytes 1048576 --seconds 10", "a quick look"),
+    ),
+    files=(("machine.toml", "(--out) what was measured; replaced if it exists"),),
+    see_also=("hpcnn plan", "hpcnn bench allreduce", "hpcnn doctor"),
+)
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("profile", help="measure this machine's messages and arithmetic (with mpirun)")
+    explain(parser, MANUAL)
     parser.add_argument(
-        "--out", type=Path, default=Path("machine.toml"), metavar="FILE", help="default: machine.toml, replaced"
+        "--out", type=Path, default=Path("machine.toml"), metavar="FILE", help="file to write (default: machine.toml)"
     )
-    parser.add_argument("--max-bytes", type=int, default=64 << 20, help="longest message (default: 64 MiB)")
-    parser.add_argument(
-        "--seconds", type=float, default=60.0, help="time for the messages; on slow links long ones are left out"
+    messages = parser.add_argument_group("messages")
+    messages.add_argument(
+        "--max-bytes", type=int, default=64 << 20, metavar="BYTES", help="longest message (default: 64 MiB)"
     )
-    parser.add_argument(
+    messages.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="time for the messages; on slow links long ones are left out (default: 60)",
+    )
+    layers = parser.add_argument_group("layers of models")
+    layers.add_argument(
         "--model", action="append", default=[], metavar="CONFIG", help="also time the layers of this model (repeatable)"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of models")
-    parser.add_argument(
-        "--batch", type=int, nargs="+", metavar="N", help="global batches of the models (default: their own)"
+    layers.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of models (repeatable)"
     )
-    parser.add_argument(
+    layers.add_argument(
+        "--batch", type=int, nargs="+", metavar="N", help="global batches in samples (default: the models' own)"
+    )
+    layers.add_argument(
         "--preset", nargs="+", default=list(PRESETS), choices=list(PRESETS), help="as these split them (default: all)"
     )
-    parser.add_argument(
-        "--layer-seconds", type=float, default=120.0, help="time for the layers of a model (default: 120)"
+    layers.add_argument(
+        "--layer-seconds", type=float, default=120.0, metavar="S", help="time for the layers of a model (default: 120)"
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcnn import configuration
+from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.cli.table import format_table, quantity
 from hpcnn.errors import ConfigError
 
@@ -29,36 +30,95 @@ HEADER = [
 ]  # fmt: skip
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
 
+MANUAL = Manual(
+    """Trains every combination of ranks, plans, exchanges and algorithms for a few steps, several times, each in a job
+    of its own that the launcher starts, and prints step times, speed-up and efficiency with 95 % intervals. Do not
+    start it under mpirun. The same command goes on after Ctrl-C or a time limit; what is finished is not run again.""",
+    examples=(
+        ("hpcnn scale resnet20 --ranks 1,2,4 --plans data,auto --out studies/a", "on this node, by mpirun"),
+        ("hpcnn scale my.toml --ranks 1,8,64 --mode weak --launcher srun --launcher-args=--mpi=pmi2", "in a Slurm job"),
+        ("hpcnn scale studies/a", "the table as far as it is there"),
+    ),
+    files=(
+        ("scaling.csv", "in the study's folder: a row for each run"),
+        ("*.svg, *.png", "with hpcnn[plots]: the table as pictures"),
+        ("points/NAME", "each run's folder and log"),
+    ),
+    exit_codes=((0, "all points are finished, or were submitted"), (1, "a point has failed"), *EXIT_CODES[2:]),
+    see_also=("hpcnn plan", "hpcnn bench overlap", "hpcnn profile"),
+)
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("scale", help="measure how training scales over ranks, plans and algorithms")
-    parser.add_argument("config", help="TOML file or preset; or the folder of a study, to print what is there by now")
-    parser.add_argument("--ranks", type=_counts, default=[], metavar="N,...", help="numbers of ranks: 1,2,4")
-    parser.add_argument("--plans", type=_words, default=[], metavar="P,...", help="values of plan.preset; plan files")
-    parser.add_argument("--exchanges", type=_words, default=[], metavar="K,...", help="values of exchange.kind")
-    parser.add_argument("--algorithms", type=_words, default=[], metavar="A,...", help="values of exchange.algorithm")
-    parser.add_argument(
-        "--mode", choices=("strong", "weak"), default="strong", help="weak: train.global_batch samples on every rank"
+    explain(parser, MANUAL)
+    points = parser.add_argument_group("points")
+    points.add_argument("config", help="TOML file or preset; or the folder of a study, to print what is there by now")
+    of_config = "(default: the configuration's)"
+    points.add_argument("--ranks", type=_counts, default=[], metavar="N,...", help="numbers of ranks (default: none)")
+    points.add_argument(
+        "--plans", type=_words, default=[], metavar="P,...", help=f"values of plan.preset; plan files {of_config}"
     )
-    parser.add_argument("--repeats", type=_count, default=3, help="runs of each point (3)")
-    parser.add_argument("--steps", type=_count, default=12, help="of each run; the first two are not counted (12)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--machine", default="", metavar="FILE", help="of `hpcnn profile`, to predict steps by")
-    parser.add_argument("--ranks-per-node", type=_count, metavar="K", help="for predictions, srun, and {hosts} below")
-    parser.add_argument(
+    points.add_argument(
+        "--exchanges", type=_words, default=[], metavar="K,...", help=f"values of exchange.kind {of_config}"
+    )
+    points.add_argument(
+        "--algorithms", type=_words, default=[], metavar="A,...", help=f"values of exchange.algorithm {of_config}"
+    )
+    points.add_argument(
+        "--mode",
+        choices=("strong", "weak"),
+        default="strong",
+        help="weak: train.global_batch samples on every rank (default: strong)",
+    )
+    points.add_argument("--repeats", type=_count, default=3, metavar="N", help="runs of each point (default: 3)")
+    points.add_argument(
+        "--steps", type=_count, default=12, metavar="N", help="of each run; the first two do not count (default: 12)"
+    )
+    points.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeatable)"
+    )
+    points.add_argument(
+        "--machine", default="", metavar="FILE", help="of `hpcnn profile`, to predict steps by (default: none)"
+    )
+    _add_job_options(parser.add_argument_group("jobs"))
+
+
+def _add_job_options(jobs: argparse._ArgumentGroup) -> None:
+    jobs.add_argument(
+        "--ranks-per-node",
+        type=_count,
+        metavar="K",
+        help="for predictions, srun, and {hosts} below (default: the launcher's)",
+    )
+    jobs.add_argument(
         "--launcher",
         default="mpirun",
         metavar="NAME",
-        help="mpirun, srun, sbatch, or a command with {ranks} or {hosts}",
+        help="mpirun, srun, sbatch, or a command with {ranks} or {hosts} (default: mpirun)",
     )
-    parser.add_argument(
-        "--launcher-args", default="", metavar="WORDS", help="for mpirun or srun: --launcher-args='-c 4'"
+    jobs.add_argument(
+        "--launcher-args",
+        default="",
+        metavar="WORDS",
+        help="for mpirun or srun: --launcher-args='-c 4' (default: none)",
     )
-    parser.add_argument("--sbatch-args", default="", metavar="WORDS", help="for sbatch: --sbatch-args='--time=30'")
-    parser.add_argument("--limit", type=float, default=3600.0, metavar="S", help="longest run in seconds (3600)")
-    parser.add_argument("--point", metavar="NAME", help="run this point of a study's folder only, as batch jobs do")
-    parser.add_argument("--out", type=Path, help="the study's folder (default: runs/scale-CONFIG); goes on with it")
+    jobs.add_argument(
+        "--sbatch-args", default="", metavar="WORDS", help="for sbatch: --sbatch-args='--time=30' (default: none)"
+    )
+    jobs.add_argument("--limit", type=float, default=3600.0, metavar="S", help="longest run in seconds (default: 3600)")
+    jobs.add_argument(
+        "--point",
+        metavar="NAME",
+        help="run this point of a study's folder only, as batch jobs do (default: all)",
+    )
+    jobs.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="the study's folder; goes on with it (default: runs/scale-CONFIG)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

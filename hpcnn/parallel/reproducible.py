@@ -28,7 +28,8 @@ from hpcnn.nn.context import StepContext
 from hpcnn.nn.layer import Layer
 from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import Exchange
-from hpcnn.parallel.program import Operation, Program
+from hpcnn.parallel.operations import Operation
+from hpcnn.parallel.program import Program
 from hpcnn.parallel.route import Border, Route, make_route
 from hpcnn.parallel.tree import SmallSum
 from hpcnn.plan.layout import Layout, extent, volume
@@ -118,15 +119,15 @@ class ReproducibleProgram(Program):
 
     def evaluate(self, images: np.ndarray | Upload, labels: Array, context: StepContext) -> tuple[float, int]:
         """Return this rank's share of the loss, divided by the context's global batch, and its correct answers."""
-        logits, _ = self._forward(images, context, self.route(len(context.samples)))
+        logits = self._forward(images, context, self.route(len(context.samples)))[0]
         return self._lose(logits, labels, context)[:2]
 
     # -- forward ----------------------------------------------------------------------------------------------------
 
     def _forward(  # type: ignore[override]
         self, images: np.ndarray | Upload, context: StepContext, route: Route
-    ) -> tuple[list[Array], list[list[object]]]:
-        """Return the logits of each shard, and what each operation saved of each."""
+    ) -> tuple[list[Array], None, list[list[object]]]:
+        """Return the logits of each shard, no features, and what each operation saved of each."""
         routes = self._shard_routes[len(context.samples)]
         whole = self._input(images)
         values: list[dict[str, Array]] = [{INPUT: _copy(whole, each.labels, route.labels)} for each in routes]
@@ -143,7 +144,7 @@ class ReproducibleProgram(Program):
                     del values[shard][dead]
             saved.append([kept if context.training else None for _, kept in made])
         last = self.operations[-1].output
-        return [route.loss.end(value[last]) for route, value in zip(routes, values, strict=True)], saved
+        return [route.loss.end(value[last]) for route, value in zip(routes, values, strict=True)], None, saved
 
     def _run_shards(
         self, operation: Operation, values: list[dict[str, Array]], contexts: list[StepContext], routes: list[Route]
@@ -181,7 +182,12 @@ class ReproducibleProgram(Program):
     # -- backward ---------------------------------------------------------------------------------------------------
 
     def _backward(  # type: ignore[override]
-        self, grad_logits: list[Array], saved: list[list[object]], context: StepContext, route: Route
+        self,
+        grad_logits: list[Array],
+        grad_features: None,
+        saved: list[list[object]],
+        context: StepContext,
+        route: Route,
     ) -> None:
         routes = self._shard_routes[len(context.samples)]
         contexts = _of_shards(context, routes)

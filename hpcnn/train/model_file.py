@@ -40,10 +40,11 @@ _ATTRIBUTES: dict[str, type] = {
     "epoch": int,
     "best_accuracy": float,
     "lazy_steps": int,
+    "average": str,
     "arithmetic": str,
 }
 
-_LATER = {"lazy_steps": 0, "arithmetic": ""}
+_LATER: dict[str, int | str] = {"lazy_steps": 0, "average": "", "arithmetic": ""}
 """What files of earlier versions lack."""
 
 
@@ -70,6 +71,8 @@ class Checkpoint:
     """Best test accuracy so far."""
     lazy_steps: int = 0
     """Length of the next round of lazy updates; 0: there are none."""
+    average: str = ""
+    """State of the rule that averages replicas (`Rule.state`); the file holds their average."""
     arithmetic: str = ""
     """What a reproducible run computes with, in lines of "thing: what"; empty: it is not reproducible."""
     data_fingerprint: str = ""

@@ -16,6 +16,8 @@ from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.errors import CheckpointError, PlanError
 from hpcnn.ops import backend
+from hpcnn.train import checkpoint
+from hpcnn.train.checkpoint import Latest
 
 THREADS = 1
 """Threads of a rank unless OMP_NUM_THREADS says otherwise: a share of the cores would depend on the ranks."""
@@ -101,6 +103,21 @@ def compare(before: str, now: str, origin: str) -> str:
             " Set train.virtual_shards and OMP_NUM_THREADS as they were, or go on with train.reproducible = false."
         )
     return f"{origin} was computed otherwise ({words}): bits may differ from here on."
+
+
+def to_resume(run_folder: str | Path, data_fingerprint: str, arithmetic: str) -> Latest | None:
+    """Return what `checkpoint.to_resume` does, with a warning where a run goes on with another arithmetic.
+
+    Raises
+    ------
+    CheckpointError
+        As there, and as `compare` does.
+    """
+    found = checkpoint.to_resume(run_folder, data_fingerprint)
+    if found is None:
+        return None
+    warning = compare(found.checkpoint.arithmetic, arithmetic, f"'{found.checkpoint.path}'")
+    return found._replace(warning=" ".join(filter(None, (found.warning, warning))))
 
 
 def _differences(first: str, second: str) -> list[tuple[str, str, str]]:

@@ -66,18 +66,6 @@ def test_fetch_names_the_file_that_a_folder_lacks(tmp_path: Path) -> None:
         main(["data", "fetch", "mnist", "--from", str(tmp_path), "--out", str(tmp_path / "out")])
 
 
-def test_flags_are_these_and_no_more(capsys) -> None:
-    for action, flags in (
-        ("import", {"--out", "--size", "--kind", "--skip-broken", "--seed", "--help"}),
-        ("fetch", {"--out", "--mirror", "--from", "--help"}),
-        ("info", {"--help"}),
-    ):
-        with pytest.raises(SystemExit):
-            main(["data", action, "--help"])
-        words = capsys.readouterr().out.replace("[", " ").replace("]", " ").replace(",", " ").split()
-        assert flags == {word for word in words if word.startswith("--")}
-
-
 @pytest.mark.skipif(bool(launch.reason_to_skip()), reason=launch.reason_to_skip() or "-")
 def test_two_ranks_import_the_same_rows_as_one(idx_folder: Path, tmp_path: Path) -> None:
     main(["data", "import", str(idx_folder), "--out", str(tmp_path / "one")])

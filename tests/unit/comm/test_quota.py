@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from hpcnn.comm.library import NodeShare
-from hpcnn.comm.quota import cpu_quotas, parse_cpu_max, parse_groups, parse_mounts
+from hpcnn.comm.quota import cpu_quotas, memory_limit, parse_cpu_max, parse_groups, parse_mounts
 
 V1 = "33 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct"
 V2 = "41 31 0:38 / /sys/fs/cgroup rw,nosuid,nodev shared:9 - cgroup2 cgroup2 rw,nsdelegate"
@@ -107,3 +107,33 @@ def test_a_quota_limits_threads_to_its_cores_and_tells_when_ranks_must_share_the
 ):
     share = NodeShare(0, 4, num_cores=16, num_sharing=2, quota_cores=quota, num_sharing_quota=num_sharing)
     assert (num_threads, core_each) == (share.num_threads, share.core_each)
+
+
+M1 = "37 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
+NO_LIMIT_V1 = str(2**63 - 4096)
+
+
+def test_memory_limit_of_version_2_is_the_level_with_the_least_left(tmp_path):
+    base = "sys/fs/cgroup/slurm"
+    files = {
+        f"{base}/memory.max": "4000",
+        f"{base}/memory.current": "3500",
+        f"{base}/memory.stat": "anon 100\ninactive_file 700",
+        f"{base}/job/memory.max": "2000",
+        f"{base}/job/memory.current": "100",
+        f"{base}/job/memory.stat": "anon 100\ninactive_file 0",
+    }
+    assert memory_limit(tree(tmp_path, V2, "0::/slurm/job", files)) == (4000, 2800)
+
+
+def test_memory_limit_of_version_1_knows_its_number_for_none(tmp_path):
+    base = "sys/fs/cgroup/memory"
+    files = {
+        f"{base}/memory.limit_in_bytes": NO_LIMIT_V1,
+        f"{base}/memory.usage_in_bytes": "900",
+        f"{base}/memory.stat": "total_inactive_file 5",
+    }
+    assert memory_limit(tree(tmp_path, M1, "4:memory:/", files)) == (None, 0)
+    files[f"{base}/memory.limit_in_bytes"] = "1000"
+    assert memory_limit(tree(tmp_path, M1, "4:memory:/", files)) == (1000, 895)
+    assert memory_limit(tree(tmp_path, V1, "5:cpu,cpuacct:/", {})) == (None, 0)
