@@ -100,8 +100,11 @@ class TrainConfig:
     """Largest global gradient norm; longer gradients are scaled down. 0: off."""
     label_smoothing: Fraction = 0.0
     """Share of the target probability spread evenly over all classes."""
-    reproducible: Literal[False] = False
-    """Same bits on any number of ranks. Not in this version: only False is accepted."""
+    reproducible: bool = False
+    """Same bits on any number of ranks: the batch is computed in virtual shards, and every sum over samples is a tree
+    over them. On CPUs of one type, with plan.preset "data" and one number of threads; slower."""
+    virtual_shards: Positive = 16
+    """Virtual shards of a reproducible run, at most as many ranks. Other numbers give other bits."""
     compute: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
     """Number format of the arithmetic; parameters, sums and updates are float32 in all but fp64. bf16 keeps activations
     and their gradients in 16 bits, tf32, on GPUs only, rounds the factors of matrix products. fp64 runs on plain NumPy,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Sequence
 from importlib import resources
@@ -146,6 +147,8 @@ def _refuse_combinations(config: Config) -> None:
             f"config: 'train.compute' (={compute!r}) runs on plain NumPy, 'device' is {device!r}."
             ' Set device = "cpu", or train.compute = "fp32".'
         )
+    if config.train.reproducible:
+        _refuse_irreproducible(config)
     if exchange.lazy_layers and exchange.lazy_steps < 2:
         raise ConfigError("config: 'exchange.lazy_steps' (=1) must be at least 2 with lazy layers.")
     analysis = config.analysis
@@ -172,6 +175,49 @@ def _refuse_combinations(config: Config) -> None:
                 f"config: 'exchange.algorithm' (='nccl') needs {key} = \"{needed}\", which is {value!r}."
                 ' Set that, or exchange.algorithm = "auto".'
             )
+
+
+def _refuse_irreproducible(config: Config) -> None:
+    """Raise for settings under which sums would go another way on another number of ranks, or might."""
+    train, exchange = config.train, config.exchange
+    for key, value, allowed in (
+        ("device", config.device, ("cpu",)),
+        ("train.compute", train.compute, ("fp32", "fp64")),
+        ("model.sync_batchnorm", config.model.sync_batchnorm, (True,)),
+        ("plan.preset", config.plan.preset, ("data",)),
+        ("plan.turns", config.plan.turns, ((1, 1),)),
+        ("exchange.kind", exchange.kind, ("allreduce", "sharded")),
+        (
+            "exchange.algorithm",
+            exchange.algorithm,
+            ("auto", "butterfly", "halving-doubling", "ring", "pairwise", "hierarchical"),
+        ),
+        ("exchange.wire", exchange.wire, ("fp32",)),
+        ("exchange.lazy_layers", exchange.lazy_layers, (0,)),
+        ("average.rule", config.average.rule, ("none",)),
+        ("separation.method", config.separation.method, ("none",)),
+        ("analysis.information_plane_every_steps", config.analysis.information_plane_every_steps, (0,)),
+    ):
+        if value not in allowed:
+            raise ConfigError(
+                f"config: 'train.reproducible' needs {key} = {' or '.join(map(_toml_word, allowed))}, which is"
+                f" {_toml_word(value)}: the order of sums would depend on the number of ranks, or is not known not to."
+            )
+    if train.global_batch < train.virtual_shards:
+        raise ConfigError(
+            f"config: 'train.global_batch' (={train.global_batch}) must be at least 'train.virtual_shards'"
+            f" (={train.virtual_shards}): each shard needs a sample."
+        )
+    if exchange.kind == "sharded" and (train.optimizer == "lars" or train.clip_norm):
+        what = "train.optimizer = 'lars'" if train.optimizer == "lars" else "train.clip_norm"
+        raise ConfigError(
+            f"config: 'train.reproducible' with exchange.kind = 'sharded' cannot have {what}: each rank has slices of"
+            " tensors, and norms over slices depend on their number. Set exchange.kind = 'allreduce'."
+        )
+
+
+def _toml_word(value: object) -> str:
+    return json.dumps(value)
 
 
 def _refuse_averages(config: Config) -> None:

@@ -42,9 +42,10 @@ _ATTRIBUTES: dict[str, type] = {
     "best_accuracy": float,
     "lazy_steps": int,
     "average": str,
+    "arithmetic": str,
 }
 
-_LATER: dict[str, int | str] = {"lazy_steps": 0, "average": ""}
+_LATER: dict[str, int | str] = {"lazy_steps": 0, "average": "", "arithmetic": ""}
 """What files of earlier versions lack."""
 
 
@@ -73,6 +74,8 @@ class Checkpoint:
     """Length of the next round of lazy updates; 0: there are none."""
     average: str = ""
     """State of the rule that averages replicas (`Rule.state`); the file holds their average."""
+    arithmetic: str = ""
+    """What a reproducible run computes with, in lines of "thing: what"; empty: it is not reproducible."""
     data_fingerprint: str = ""
     """Names the training data, so that a run does not go on with other data unnoticed."""
     path: Path | None = None
