@@ -11,6 +11,7 @@ from hpcnn import configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.errors import ConfigError
 from hpcnn.train.setup import assemble, device_errors
+from hpcnn.train.signals import StopRequest
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
 
 DEFAULT = "lenet5"
@@ -72,6 +73,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Train; return 0 when done, 75 when stopped by a signal behind a checkpoint (collective)."""
+    with StopRequest() as request:  # a signal while the run is set up stops it after its first step
+        return _train(args, request)
+
+
+def _train(args: argparse.Namespace, request: StopRequest) -> int:
     from hpcnn.comm.world import start
 
     world = start()
@@ -90,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         with device_errors(config):
             trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
             trainer.prepare(resume=args.resume, init=args.init)
-            outcome = trainer.train()
+            outcome = trainer.train(request)
         if config.log.trace_steps:
             from hpcnn.report.trace import write_trace
 

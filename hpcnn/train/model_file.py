@@ -40,9 +40,10 @@ _ATTRIBUTES: dict[str, type] = {
     "epoch": int,
     "best_accuracy": float,
     "lazy_steps": int,
+    "lr_scale": float,
 }
 
-_LATER = {"lazy_steps": 0}
+_LATER: dict[str, int | float] = {"lazy_steps": 0, "lr_scale": 1.0}
 """What files of earlier versions lack."""
 
 
@@ -69,6 +70,8 @@ class Checkpoint:
     """Best test accuracy so far."""
     lazy_steps: int = 0
     """Length of the next round of lazy updates; 0: there are none."""
+    lr_scale: float = 1.0
+    """What rollbacks have multiplied the learning rate by."""
     data_fingerprint: str = ""
     """Names the training data, so that a run does not go on with other data unnoticed."""
     path: Path | None = None

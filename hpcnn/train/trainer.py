@@ -6,33 +6,33 @@ in which the ranks add up loss and answers and agree whether anyone failed or wa
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from hpcnn import configuration, gpu
-from hpcnn.arrays import Array
+from hpcnn import gpu
 from hpcnn.comm.engine import URGENT
 from hpcnn.comm.persistent import prepare_allreduce
 from hpcnn.data.loader import Loader
-from hpcnn.errors import CheckpointError, ConfigError, NumericsError
-from hpcnn.ops import squared_norm
-from hpcnn.parallel.whole import Whole
-from hpcnn.plan import planner
+from hpcnn.errors import HpcnnError, NumericsError
 from hpcnn.timeline import Timeline
 from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
 from hpcnn.train.evaluate import Score, evaluate
 from hpcnn.train.feed import Feed
-from hpcnn.train.metrics import MetricsWriter, peak_memory_bytes, read, summarise
+from hpcnn.train.folder import open_folder
+from hpcnn.train.guard import Guard
+from hpcnn.train.metrics import MetricsWriter, peak_memory
 from hpcnn.train.outcome import Outcome
 from hpcnn.train.progress import Progress
+from hpcnn.train.rollback import Rollbacks
+from hpcnn.train.saver import Saver
 from hpcnn.train.setup import Parts, batch_part
 from hpcnn.train.signals import EXIT_STOPPED, StopRequest
+from hpcnn.train.state import Counters, State
 from hpcnn.train.update import StepUpdate
 
 EXIT_RUN_AGAIN = EXIT_STOPPED
@@ -60,7 +60,8 @@ class Trainer:
         self.writes = self.world.rank == 0
         self.step = 0
         self.best_accuracy = 0.0
-        self._store: checkpoints.Store | None = None
+        self.lr_scale = 1.0
+        self._saver: Saver | None = None
         self._metrics: MetricsWriter | None = None
         self._progress = Progress(
             progress_stream if self.writes else None,
@@ -72,7 +73,9 @@ class Trainer:
             self.timeline.marks = gpu.Ranges()
         self.program.timeline = self.world.engine.timeline = self.timeline
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
-        self.whole = Whole(parts.model, self.program.plan, self.world)
+        self.state = State(parts, self.optimizer)
+        self._guard = Guard(self.config, self.program, self.world)
+        self._rollbacks = Rollbacks(self.config.train)
         self._totals = np.zeros(4)  # of a step: loss, correct answers, requests to stop, failed loaders
         self._sum_totals = prepare_allreduce(
             self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
@@ -95,92 +98,75 @@ class Trainer:
         """
         with self.world.agreeing():
             if self.writes:
-                self._open_folder(resume)
+                store = open_folder(self.folder, self.config, self.program.plan, resume=resume)
+                self._saver = Saver(store, self.config.checkpoint, self._progress.message)
         if resume:
-            with self.world.agreeing():
-                loaded = self._newest() if self.writes else None
-            self._restore(loaded, parameters_only=False)
+            self._load()
         if init is not None and self.step == 0:
-            with self.world.agreeing():
-                loaded = checkpoints.load(init, parameters_only=True) if self.writes else None
-            self._restore(loaded, parameters_only=True)
+            self._load(init)
         with self.world.agreeing():
-            if self.writes:
+            if self._saver is not None:
                 self._metrics = MetricsWriter(
-                    self.folder, resumed_step=self.step if resume else None, tensorboard=self.config.log.tensorboard
+                    self.folder,
+                    resumed_step=self.step if resume else None,
+                    tensorboard=self.config.log.tensorboard,
+                    on_error=self._saver.note,
                 )
 
-    def _open_folder(self, resume: bool) -> None:
-        if (self.folder / "metrics.jsonl").exists() and not resume:
-            raise ConfigError(
-                f"train: '{self.folder}' holds a run already; runs are not overwritten."
-                " Add --resume to go on with it, or choose another --out."
-            )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.toml").write_text(configuration.to_toml(self.config))
-            (self.folder / "plan.toml").write_text(planner.to_toml(self.program.plan))
-        except OSError as error:
-            raise ConfigError(f"train: cannot write the run folder '{self.folder}': {error}.") from None
-        self._store = checkpoints.Store(self.folder, self.config.checkpoint.keep)
-
-    def _newest(self) -> checkpoints.Checkpoint | None:
-        """Return the run's newest good checkpoint, or None before the first."""
-        found = checkpoints.latest(self.folder)
-        if found is None:
-            return None
-        loaded, fingerprint = found.checkpoint, self.parts.train_data.fingerprint()
-        if found.warning:
-            self._progress.message(f"hpcnn: warning: {found.warning} Going on from {loaded.path}.")
-        if loaded.data_fingerprint != fingerprint:
-            raise CheckpointError(
-                f"checkpoint: '{loaded.path}' was trained on other images (={loaded.data_fingerprint}, these are"
-                f" {fingerprint}); a resumed run needs the same data. Set data.source back, or start anew with --init."
-            )
-        return loaded
-
-    def _restore(self, loaded: checkpoints.Checkpoint | None, *, parameters_only: bool) -> None:
-        """Put a checkpoint that rank 0 read into every rank (collective)."""
-        model = self.parts.model
-        room = self.whole.room({}, {}) if parameters_only else self.whole.room(self.optimizer.state, model.statistics)
+    def _load(self, init: Path | None = None) -> bool:
+        """Load the newest checkpoint of the run, or parameters from `init`; return if there is one (collective)."""
         with self.world.agreeing():
-            if loaded is not None:
-                checkpoints.restore_into(
-                    loaded,
-                    model=model.spec.name,
-                    parameters=room.parameters,
-                    statistics=None if parameters_only else room.statistics,
-                    optimizer=None if parameters_only else room.state,
-                )
-        mine = (False,) * 4 if loaded is None else (True, loaded.step, loaded.best_accuracy, loaded.lazy_steps)
-        found, step, best, lazy_steps = self.world.broadcast_obj(mine)
-        if not found:
-            return
-        arrays = [room.parameters.values]
-        if not parameters_only:
-            arrays += [*room.statistics.values(), *room.state.values()]
-            self.step, self.best_accuracy = step, best
-            self.program.exchange.resume_rounds(lazy_steps)
-        for array in arrays:
-            self.world.broadcast(array)
-        self.whole.take(room, self.optimizer.state)
+            loaded = None
+            if self.writes and init is not None:
+                loaded = checkpoints.load(init, parameters_only=True)
+            elif self.writes and (found := self.state.newest(self.folder)) is not None:
+                loaded = found.checkpoint
+                if found.warning:
+                    self._progress.message(f"hpcnn: warning: {found.warning} Going on from {loaded.path}.")
+        counters = self.state.restore(loaded, parameters_only=init is not None)
+        if counters is not None and init is None:
+            self.step, self.best_accuracy, self.lr_scale = counters
+        return counters is not None
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def train(self) -> Outcome:
+    def train(self, request: StopRequest | None = None) -> Outcome:
         """Run all steps that are left (collective).
+
+        Parameters
+        ----------
+        request : StopRequest, optional
+            Already listening; left out, signals are listened to from here on.
 
         Raises
         ------
         NumericsError
-            On every rank, when the loss or the gradient is no longer finite; checkpoints on disk stay as they are.
+            On every rank, when loss, gradient or parameters are no longer finite, or copies of parameters differ, and
+            that ends the run; checkpoints on disk stay as they are.
+        CheckpointError
+            On every rank, when a checkpoint cannot be written.
         DataError
-            On every rank, when any rank cannot read its samples.
+            On every rank, when any rank cannot read its samples, or records cannot be written.
         """
+        with self._progress, StopRequest() if request is None else nullcontext(request) as listening:
+            try:
+                while True:
+                    try:
+                        score, stopped = self._run(listening)
+                        break
+                    except NumericsError as error:
+                        self._roll_back(error)
+            finally:
+                if self._saver is not None:
+                    self._saver.settle()
+        return self._finish(score, stopped)
+
+    def _run(self, request: StopRequest) -> tuple[Score | None, str]:
+        """Make the steps that are left; return the last score, and why the run stops early, if it does."""
         total = self.parts.total_steps
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
-        with self._progress, self._loader() as loader, StopRequest() as request:
+        with self._loader() as loader:
             feed = Feed(iter(loader), self.timeline, self.program.upload)
             if self.step < total:
                 feed.fetch()
@@ -195,14 +181,35 @@ class Trainer:
                     stopped = ""  # the request stands until the round is over
                 save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
                 ends_epoch = self._ends_epoch(self.step)
+                if self._guard.due(self.step):
+                    self.program.exchange.settle()
+                    self._guard.compare(self.step)
                 if save or ends_epoch:
                     self.program.exchange.settle()
                     self.program.average_statistics()
-                if ends_epoch:
+                # Who is asked to stop has little time: no evaluation then, but behind the last step.
+                if ends_epoch and not (stopped and self.step < total):
                     score = self._end_of_epoch(save=save) or score
                 elif save:
-                    self._save()
-        return self._finish(score, stopped)
+                    self._save(wait=bool(stopped))
+        return score, stopped
+
+    def _roll_back(self, error: NumericsError) -> None:
+        """Go back to the newest checkpoint because of an error that all ranks have met, or raise it (collective)."""
+        factor, from_step, scale = self._rollbacks.factor(error), self.step, self.lr_scale
+        self._sum_totals.wait()
+        self.program.exchange.abandon()
+        if self._saver is not None:
+            self._saver.settle()
+        if not self._load():
+            raise type(error)(f"{error} There is no checkpoint yet to go back to.")
+        self.lr_scale = scale * factor
+        with self.world.agreeing():
+            if self._metrics is not None:
+                self._metrics.rewind(self.step)
+                fields = {"reason": str(error), "from_step": from_step, "lr_scale": self.lr_scale}
+                self._metrics.write("rollback", self.step, epoch=self._epoch, **fields)
+                self._progress.message(f"hpcnn: warning: {error} Going back to step {self.step}.")
 
     def _step(self, feed: Feed, request: StopRequest) -> str:
         """Make one update; return the reason to stop, if any rank has one."""
@@ -218,7 +225,7 @@ class Trainer:
             """Fetch the next batch, and have the ranks' totals travel ahead of all gradients."""
             if self.step + 1 < self.parts.total_steps:
                 feed.fetch()
-            totals[:] = loss, num_correct, request.requested, feed.error is not None
+            totals[:] = loss, num_correct, request.requested, self._trouble(feed) is not None
             self._sum_totals.start()
 
         program.train_step(images, batch.labels, context, update, between)
@@ -251,21 +258,20 @@ class Trainer:
         return (request.reason or "a signal to another rank") if totals[2] else ""
 
     def _check(self, totals: np.ndarray, feed: Feed) -> None:
-        """Raise on all ranks what the ranks' totals show: a loss that is no number, or a loader that failed."""
-        if not math.isfinite(totals[0]):
-            raise NumericsError(
-                f"train: the loss of step {self.step + 1} is {totals[0]}; it must be a finite number. Lower train.lr"
-                f" (={self.config.train.lr}), lengthen train.warmup_epochs or set train.clip_norm; checkpoints written"
-                " so far are intact."
-            )
+        """Raise on all ranks what the ranks' totals show: a loss that is no number, or something that failed."""
+        self._guard.check_loss(float(totals[0]), self.step + 1)
         if totals[3]:
-            self.world.agree(feed.error)
+            self.world.agree(self._trouble(feed))
+
+    def _trouble(self, feed: Feed) -> HpcnnError | None:
+        """Return what this rank cannot go on with: images that it cannot read, or files that it cannot write."""
+        return feed.error or (self._saver.error if self._saver is not None else None)
 
     def _update(self) -> StepUpdate:
         """Return how this step moves the parameters."""
         return StepUpdate(
             self.optimizer,
-            self.rate.rate(self.step),
+            self.rate.rate(self.step) * self.lr_scale,
             self.step,
             clip_norm=self.config.train.clip_norm,
             whole_tensors=self.program.exchange.owns_whole_tensors,
@@ -312,60 +318,27 @@ class Trainer:
             self._save(best=best, final=last)
         return score
 
-    def _save(self, *, best: bool = False, final: bool = False) -> None:
-        """Write a checkpoint (collective); an error is raised on all ranks.
+    def _save(self, *, best: bool = False, final: bool = False, wait: bool = False) -> None:
+        """Begin to write a checkpoint, or write it (collective); an error is raised on all ranks.
 
-        Parameters that are no numbers are not saved: a ReLU may hide them from the loss, and the checkpoints that are
-        kept would be pushed out.
+        Damaged parameters are not saved: a ReLU may hide them from the loss, and the checkpoints that are kept would be
+        pushed out.
         """
-        model = self.parts.model
+        self._guard.check(self.step)
+        snapshot = self.state.gather(Counters(self.step, self.best_accuracy, self.lr_scale))
         with self.world.agreeing():
-            if not math.isfinite(squared_norm(model.parameters.values)):
-                raise NumericsError(
-                    f"train: after step {self.step} some parameters are no finite numbers; they are not saved, and"
-                    f" checkpoints written so far are intact. Lower train.lr (={self.config.train.lr}) or set"
-                    " train.clip_norm."
-                )
-        for slot in self.optimizer.state.values():
-            self.program.exchange.collect(slot)
-        tensors = self.whole.tensors(model.parameters.values)
-        slots = {slot: self.whole.tensors(flat) for slot, flat in self.optimizer.state.items()}
-        statistics = self.whole.statistics()
-        with self.world.agreeing():
-            if self._store is not None:
-                self._store.save(self._snapshot(tensors, slots, statistics), best=best, final=final)
-
-    def _snapshot(
-        self, tensors: dict[str, Array], slots: dict[str, dict[str, Array]], statistics: dict[str, Array]
-    ) -> checkpoints.Checkpoint:
-        return checkpoints.Checkpoint(
-            model=self.parts.model.spec.name,
-            parameters=tensors,
-            statistics=statistics,
-            optimizer=slots,
-            config=configuration.to_toml(self.config),
-            step=self.step,
-            epoch=self.step // self.parts.steps_per_epoch,
-            best_accuracy=self.best_accuracy,
-            lazy_steps=self.program.exchange.round_steps,
-            data_fingerprint=self.parts.train_data.fingerprint(),
-        )
+            if self._saver is not None:
+                self._saver.save(snapshot, best=best, final=final, wait=wait)
 
     def _finish(self, score: Score | None, stopped: str) -> Outcome:
         """Write the last record and return how the run ended (collective)."""
-        on_gpu = self.config.device == "cuda"
-        mine = peak_memory_bytes(), gpu.peak_memory_bytes() if on_gpu else 0
-        summary, peaks = None, self.world.gather_obj(mine)
+        peaks = self.world.gather_obj(peak_memory(self.config.device))
+        summary = None
         if self._metrics is not None and peaks is not None:
-            summary = summarise(read(self._metrics.path))
-            fields = {} if summary is None else dataclasses.asdict(summary)
-            fields["peak_memory_bytes"] = max(host for host, _ in peaks)
-            if on_gpu:
-                fields["peak_device_memory_bytes"] = max(device for _, device in peaks)
-            if score is not None:
-                fields |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
-            self._metrics.write("end", self.step, epoch=self._epoch, stopped=stopped, **fields)
-            self._metrics.close()
+            summary = self._metrics.finish(self.step, peaks, score, epoch=self._epoch, stopped=stopped)
+        with self.world.agreeing():
+            if self._saver is not None and self._saver.error is not None:
+                raise self._saver.error
         return Outcome(self.folder, self.step, stopped, score, summary)
 
 
