@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -99,6 +100,9 @@ def main(argv: Sequence[str]) -> int:
 
 def entry() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage or configuration, 75 checkpointed, run again."""
+    if sys.argv[1:2] == ["train"]:
+        # Until somebody listens (train/signals.py): it would end a rank that is still importing its libraries.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         code = main(sys.argv[1:])
     except HpcnnError as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from hpcnn import configuration, gpu
+import hpcnn
+from hpcnn import __version__, configuration, gpu
 from hpcnn.arrays import bfloat16
 from hpcnn.comm.world import World
 from hpcnn.config import Config
@@ -70,6 +73,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         The same on every rank: a data set that cannot be opened, a model that does not fit the images, a plan that
         cannot be run.
     """
+    world.compare({"version": __version__, "code": code_digest()}, source="the installation", rule="run the same hpcnn")
     open_device(config, world)
     with world.agreeing():  # one node may not see a file, or read it as damaged
         train_data = open_data(config.data, "train")
@@ -100,6 +104,9 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         every=lazy_rounds(spec, config.exchange.lazy_layers, config.exchange.lazy_steps),
     )
     _check_agreement(world, config, spec, plan, buckets)
+    sets = {"training set": train_data, "test set": test_data}
+    fingerprints = {name: data.fingerprint() for name, data in sets.items() if data is not None}
+    world.compare(fingerprints, source="what data.source names", rule="see the same images")
     per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)
     dtype = np.float64 if config.train.compute == "fp64" else np.float32
     activation = bfloat16() if config.train.compute == "bf16" else dtype
@@ -124,6 +131,15 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         steps_per_epoch=per_epoch,
         total_steps=config.train.steps or config.train.epochs * per_epoch,
     )
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a hash of hpcnn's source, equal wherever the same files are installed."""
+    digest, folder = hashlib.sha256(), Path(hpcnn.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def open_device(config: Config, world: World) -> None:

@@ -14,8 +14,10 @@ import pytest
 
 from hpcnn import configuration
 from hpcnn.comm import World, start
-from hpcnn.errors import DivergenceError, NumericsError
+from hpcnn.data.synthetic import SyntheticDataSet
+from hpcnn.errors import DivergenceError, NumericsError, PlanError
 from hpcnn.train import checkpoint as checkpoints
+from hpcnn.train import setup
 from hpcnn.train.setup import assemble
 from hpcnn.train.trainer import Trainer
 from tests.checks import spmd_assert
@@ -130,6 +132,19 @@ def test_faults_that_come_again_end_the_run_as_do_those_before_the_first_checkpo
         train(world, folder / "early", *ROLLBACK, "checkpoint.every_steps=0", fault=not_a_number)
     with pytest.raises(NumericsError, match=r"at most train.max_loss \(=1e-06\)"):
         train(world, folder / "high", "train.max_loss=1e-6")
+
+
+@pytest.mark.parametrize("thing", ["code", "training set"])
+def test_ranks_with_other_code_or_images_are_named_before_the_first_step(world, folder, thing, monkeypatch) -> None:
+    if world.size == 1:
+        pytest.skip("nobody to compare with")
+    culprit = world.size - 1
+    if thing == "code":
+        monkeypatch.setattr(setup, "code_digest", lambda: str(world.rank == culprit))
+    elif world.rank == culprit:
+        monkeypatch.setattr(SyntheticDataSet, "fingerprint", lambda self: "0123456789abcdef")
+    with pytest.raises(PlanError, match=rf"rank {culprit} \(host .*\) has another {thing} than rank 0; all ranks must"):
+        train(world, folder / "run")
 
 
 @pytest.mark.parametrize("plan", ["data", "hybrid"])
