@@ -54,7 +54,7 @@ class Report:
     """What became of one run."""
 
     fault: str
-    after_s: float
+    moment: str
     code: int = 0
     seconds: float = 0.0
     saved_step: int = 0
@@ -84,7 +84,7 @@ def main() -> int:
     rows = [
         [
             one.fault,
-            f"{one.after_s:.2f}",
+            one.moment,
             str(one.code),
             f"{one.seconds:.1f}",
             str(one.saved_step),
@@ -92,7 +92,7 @@ def main() -> int:
         ]
         for one in reports
     ]
-    print(format_table(["fault", "after s", "code", "ended in s", "saved step", "verdict"], rows))
+    print(format_table(["fault", "at", "code", "ended in s", "saved step", "verdict"], rows))
     return int(any(report.problem for report in reports))
 
 
@@ -133,13 +133,20 @@ class Chaos:
 
     def disturb(self, fault: str, draw: random.Random, folder: Path) -> Report:
         """Start a run, disturb it, and hold against it what must be true."""
-        report = Report(fault, draw.uniform(0.1, 1.0) * self.calm_s)
+        after_s, step = draw.uniform(0.1, 0.5) * self.calm_s, draw.randrange(1, self.args.steps)
+        if fault == "stop-rank" or draw.random() < 0.75:  # the watchdog needs MPI, which is not there from the start
+            after_s = 0.0
+        else:
+            step = 0
+        report = Report(fault, f"{after_s:.1f} s" if after_s else f"step {step}")
         folder.mkdir()
         with disk(folder, fault, draw) as (out, prefix), (folder / "log").open("w") as log:
             settings = ("checkpoint.on_error=continue",) if fault == "full-disk-go-on" else ()
             job = self.start(out, log, *settings, prefix=prefix)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                job.wait(report.after_s)
+                job.wait(after_s)
+            while job.poll() is None and steps_made(out) < step:
+                time.sleep(0.01)
             begin = time.monotonic()
             strike(fault, job, draw, out, self.args.ranks)
             report.problem = self.wait(job)
@@ -167,7 +174,7 @@ class Chaos:
         """Return what is wrong with the exit code or the checkpoints."""
         text = log.read_text(errors="replace")
         if "Traceback" in text:
-            return f"a traceback: {text[-300:]!r}"
+            return f"a traceback: {text[text.index('Traceback') :][:1500]!r}"
         try:
             found = checkpoints.latest(out) if out.is_dir() else None
         except CheckpointError as error:
@@ -197,6 +204,13 @@ class Chaos:
         return (f"other parameters: {differ}" if differ else "") or (f"left over: {leftovers}" if leftovers else "")
 
 
+def steps_made(out: Path) -> int:
+    """Return how many steps a run has recorded."""
+    with contextlib.suppress(OSError):
+        return (out / "metrics.jsonl").read_bytes().count(b'"step", "step"')
+    return 0
+
+
 def strike(fault: str, job: subprocess.Popen, draw: random.Random, out: Path, ranks: int) -> None:
     """Do it, unless the run has ended."""
     pids = [pid for pid in members(job.pid) if is_rank(pid)]
@@ -220,7 +234,11 @@ def strike(fault: str, job: subprocess.Popen, draw: random.Random, out: Path, ra
             for pid in pids:
                 send(pid, signal.SIGTERM)
     elif fault == "read-only" and os.geteuid() == 0:
-        subprocess.run(["mount", "-o", "remount,ro", str(out.parent)], check=False, capture_output=True)
+        mount = ["mount", "-o", "remount,ro", str(place_of(fault, out))]
+        for _ in range(100):  # refused while a file is open for writing
+            if subprocess.run(mount, check=False, capture_output=True).returncode == 0:
+                break
+            time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -232,12 +250,13 @@ def disk(folder: Path, fault: str, draw: random.Random) -> Iterator[tuple[Path, 
         blocks = draw.choice([8, CHECKPOINT_BYTES // 1024 // 2])
         yield folder / "out", ("bash", "-c", f'ulimit -f {blocks}; exec "$@"', "limited") if "full" in fault else ()
     else:
-        place = folder / "disk"
-        place.mkdir()
+        out = folder / "out" if fault == "read-only" else folder / "disk" / "out"
+        place = place_of(fault, out)
+        place.mkdir(parents=True)
         size = int(draw.uniform(0.1, 5.0) * CHECKPOINT_BYTES) if fault != "read-only" else 20 * CHECKPOINT_BYTES
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "chaos", str(place)], check=True)
         try:
-            yield place / "out", ()
+            yield out, ()
         finally:
             subprocess.run(["umount", "-l", str(place)], check=False)
 
@@ -246,7 +265,12 @@ def heal(fault: str, out: Path) -> None:
     """Give a small or read-only disk room again."""
     if fault.startswith(("full-disk", "read-only")) and os.geteuid() == 0:
         size = f"remount,rw,size={40 * CHECKPOINT_BYTES}"
-        subprocess.run(["mount", "-o", size, str(out.parent)], check=True)
+        subprocess.run(["mount", "-o", size, str(place_of(fault, out))], check=True)
+
+
+def place_of(fault: str, out: Path) -> Path:
+    """Return where a run's disk is mounted; a read-only one has only checkpoints, which are not open for long."""
+    return out / "checkpoints" if fault == "read-only" else out.parent
 
 
 def send(pid: int, number: int) -> None:
