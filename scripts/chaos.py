@@ -5,7 +5,7 @@ One run is left alone. Every other one gets a fault at a random moment: a signal
 second signal, a stopped or killed rank, a killed launcher, a full or read-only disk. Then three things are held against
 it: it has ended within the limit, with no process left; its newest checkpoint verifies; and `--resume` finishes it with
 the parameters of the run that was left alone, to the bit. Full and read-only disks are small file systems in memory,
-and need root; without, a limit on the size of files stands for the full disk.
+and left out where one is not root.
 
     scripts/chaos.py --runs 20                             # faults in turn, on 4 ranks
     scripts/chaos.py --runs 3 --faults kill-launcher --ranks 2 --seed 7
@@ -43,9 +43,10 @@ SETTINGS = (
     f"exchange.timeout_seconds={WATCHDOG_S}",
 )
 CHECKPOINT_BYTES = 500_000  # of LeNet-5 with momentum: 2 * 4 * 61706, and the file's own
+DISK_FAULTS = ("full-disk", "full-disk-go-on", "read-only")
 FAULTS = (
     *("usr1", "usr1-rank", "term", "term-rank", "term-twice", "int", "stop-rank", "kill-rank", "kill-launcher"),
-    *("full-disk", "full-disk-go-on", "read-only"),
+    *DISK_FAULTS,
 )
 
 
@@ -72,13 +73,14 @@ def main() -> int:
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS, metavar="FAULT", help=", ".join(FAULTS))
     parser.add_argument("--mpiexec", default=shutil.which("mpiexec") or "mpiexec")
     args = parser.parse_args()
+    faults = [fault for fault in args.faults if os.geteuid() == 0 or fault not in DISK_FAULTS]
     draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="hpcnn-chaos-") as folder:
         chaos = Chaos(args, Path(folder))
         print(f"undisturbed: {chaos.calm_s:.1f} s, {args.ranks} ranks, {args.steps} steps", flush=True)
         reports = []
         for number in range(args.runs):
-            report = chaos.disturb(args.faults[number % len(args.faults)], draw, Path(folder) / f"run{number}")
+            report = chaos.disturb(faults[number % len(faults)], draw, Path(folder) / f"run{number}")
             reports.append(report)
             print(f"{number + 1}/{args.runs} {report.fault}: {report.problem or 'good'}", flush=True)
     rows = [
@@ -117,13 +119,13 @@ class Chaos:
         self.calm_s = time.monotonic() - begin
         self.wanted = checkpoints.load(folder / "calm" / "final.h5").parameters
 
-    def start(self, out: Path, log: object, *settings: str, resume: bool = False, prefix: tuple[str, ...] = ()):
+    def start(self, out: Path, log: object, *settings: str, resume: bool = False) -> subprocess.Popen:
         """Start a job in a session of its own."""
         words = [word for one in (f"train.steps={self.args.steps}", *SETTINGS, *settings) for word in ("--set", one)]
         job = [self.args.mpiexec, "-n", str(self.args.ranks), sys.executable, "-m", "hpcnn", "train", "lenet5"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
         return subprocess.Popen(
-            [*prefix, *job, "--out", str(out), *words, *(["--resume"] if resume else [])],
+            [*job, "--out", str(out), *words, *(["--resume"] if resume else [])],
             stdin=subprocess.DEVNULL,
             stdout=log,  # type: ignore[call-overload]
             stderr=log,
@@ -140,9 +142,9 @@ class Chaos:
             step = 0
         report = Report(fault, f"{after_s:.1f} s" if after_s else f"step {step}")
         folder.mkdir()
-        with disk(folder, fault, draw) as (out, prefix), (folder / "log").open("w") as log:
+        with disk(folder, fault, draw) as out, (folder / "log").open("w") as log:
             settings = ("checkpoint.on_error=continue",) if fault == "full-disk-go-on" else ()
-            job = self.start(out, log, *settings, prefix=prefix)
+            job = self.start(out, log, *settings)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.wait(after_s)
             while job.poll() is None and steps_made(out) < step:
@@ -233,7 +235,7 @@ def strike(fault: str, job: subprocess.Popen, draw: random.Random, out: Path, ra
             time.sleep(1.0 + draw.random())
             for pid in pids:
                 send(pid, signal.SIGTERM)
-    elif fault == "read-only" and os.geteuid() == 0:
+    elif fault == "read-only":
         mount = ["mount", "-o", "remount,ro", str(place_of(fault, out))]
         for _ in range(100):  # refused while a file is open for writing
             if subprocess.run(mount, check=False, capture_output=True).returncode == 0:
@@ -242,13 +244,10 @@ def strike(fault: str, job: subprocess.Popen, draw: random.Random, out: Path, ra
 
 
 @contextlib.contextmanager
-def disk(folder: Path, fault: str, draw: random.Random) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Yield where the run writes, and what stands before its command line."""
-    if not fault.startswith(("full-disk", "read-only")):
-        yield folder / "out", ()
-    elif os.geteuid() != 0:  # one file of so many bytes; nothing like a read-only file system
-        blocks = draw.choice([8, CHECKPOINT_BYTES // 1024 // 2])
-        yield folder / "out", ("bash", "-c", f'ulimit -f {blocks}; exec "$@"', "limited") if "full" in fault else ()
+def disk(folder: Path, fault: str, draw: random.Random) -> Iterator[Path]:
+    """Yield where the run writes."""
+    if fault not in DISK_FAULTS:
+        yield folder / "out"
     else:
         out = folder / "out" if fault == "read-only" else folder / "disk" / "out"
         place = place_of(fault, out)
@@ -256,14 +255,14 @@ def disk(folder: Path, fault: str, draw: random.Random) -> Iterator[tuple[Path, 
         size = int(draw.uniform(0.1, 5.0) * CHECKPOINT_BYTES) if fault != "read-only" else 20 * CHECKPOINT_BYTES
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "chaos", str(place)], check=True)
         try:
-            yield out, ()
+            yield out
         finally:
             subprocess.run(["umount", "-l", str(place)], check=False)
 
 
 def heal(fault: str, out: Path) -> None:
     """Give a small or read-only disk room again."""
-    if fault.startswith(("full-disk", "read-only")) and os.geteuid() == 0:
+    if fault in DISK_FAULTS:
         size = f"remount,rw,size={40 * CHECKPOINT_BYTES}"
         subprocess.run(["mount", "-o", size, str(place_of(fault, out))], check=True)
 
