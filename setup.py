@@ -36,7 +36,7 @@ setup(
     packages=[*find_packages(include=["hpcnn", "hpcnn.*"]), "hpcnn.kernels"],
     package_dir={"hpcnn.kernels": "kernels"},
     package_data={
-        "hpcnn": ["presets/*.toml", "data/builtin/*"],
+        "hpcnn": ["presets/*.toml", "machines/*.toml", "data/builtin/*", "report/page.html"],
         "hpcnn.kernels": ["*.cu", "*.cuh", "README.md"],
     },
     install_requires=[
@@ -56,6 +56,7 @@ setup(
         "onednn": ["onednn-cpu-gomp==2023.2.0; platform_machine == 'x86_64' and sys_platform == 'linux'"],
         "bf16": ["ml_dtypes>=0.5"],
         "plots": ["matplotlib>=3.8"],
+        "report": ["jinja2>=3.1", "matplotlib>=3.8"],
         "images": ["pillow>=10.3"],
         "tensorboard": ["tensorboardx>=2.6"],
         "man": ["argparse-manpage>=4.6"],

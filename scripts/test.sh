@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint, types, unit tests, then the MPI tests on 1 to 5 ranks. Needs Python >= 3.11 and nothing else;
+# Format, lint, types, unit tests, the MPI tests on 1 to 5 ranks, then job scripts on a Slurm of its own. Needs Python >= 3.11 and nothing else;
 # a second run reuses the environment of the first. See environment.sh for HPCNN_MPI and HPCNN_PYTHON.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/environment.sh
 
 started=$SECONDS
-setup_environment onednn,images,tensorboard,plots,test
+setup_environment onednn,images,tensorboard,plots,report,test
 say "environment ready after $((SECONDS - started)) s: $(python --version), $(command -v mpiexec)"
 
 logs=.ci-logs
@@ -56,6 +56,14 @@ check "unit tests" env OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfil
 for ranks in 1 2 3 4 5; do
     check "mpi tests on $ranks" mpi_tests "$ranks"
 done
+# The job scripts, by a real Slurm; as root it is installed where it is missing.
+if [ "${HPCNN_MPI:-mpich}" != mpich ]; then
+    say "== slurm tests: skipped, they start ranks of MPICH (HPCNN_MPI=$HPCNN_MPI)"
+elif ! why=$(python scripts/virtual_slurm.py install 2>&1 && python scripts/virtual_slurm.py check); then
+    say "== slurm tests: skipped, $why"
+else
+    check "slurm tests" timeout --kill-after=30 600 python -m pytest -q -o faulthandler_timeout=300 tests/slurm
+fi
 # The same tests of kernels that the emulation has passed, where there is a GPU.
 if ! nvidia-smi -L >/dev/null 2>&1; then
     say "== gpu tests: skipped, nvidia-smi finds no GPU here"

@@ -1,6 +1,7 @@
-"""What `hpcnn doctor` looks at: facts about this process, its processor, its libraries and its launcher.
+"""Facts about this process, its processor, its libraries and its launcher: what `hpcnn doctor` looks at.
 
-Every function returns plain dictionaries, lists and strings for JSON, and touches no MPI.
+`hpcnn train` leaves some of them in its run folder. Every function returns plain dictionaries, lists and strings for
+JSON, and touches no MPI.
 """
 
 from __future__ import annotations
@@ -92,6 +93,45 @@ def numbers(text: str) -> set[int]:
         first, _, last = part.partition("-")
         found.update(range(int(first), int(last or first) + 1))
     return found
+
+
+def by_host(ranks: Sequence[Facts]) -> list[Facts]:
+    """Return for each host how many ranks it has, their threads together, and the cores that they may run on.
+
+    Parameters
+    ----------
+    ranks : sequence of dict
+        `host`, `cores` (as `ranges` writes them) and `threads` of every rank.
+    """
+    hosts = []
+    for host in dict.fromkeys(rank["host"] for rank in ranks):
+        here = [rank for rank in ranks if rank["host"] == host]
+        cores = set[int]().union(*(numbers(rank["cores"]) for rank in here))
+        threads = sum(rank["threads"] for rank in here)
+        hosts.append({"host": host, "ranks": len(here), "threads": threads, "cores": len(cores)})
+    return hosts
+
+
+def revision(package: Path = Path(__file__).parents[1]) -> str | None:
+    """Return the commit of the git checkout that the package lies in, None where it is installed otherwise.
+
+    Read from git's files: a rank of an MPI job had better start no processes.
+    """
+    try:
+        git = package.parent / ".git"
+        if git.is_file():  # a linked worktree
+            git = package.parent / git.read_text().removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        common = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
+        if (common / name).exists():
+            return (common / name).read_text().strip()
+        packed = (line.split() for line in (common / "packed-refs").read_text().splitlines())
+        return next((words[0] for words in packed if words[1:] == [name]), None)
+    except OSError:
+        return None
 
 
 def blas() -> Facts:

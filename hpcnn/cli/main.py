@@ -35,10 +35,13 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("measure a trained network on the test images", lambda args: True),
     "export": Command("write a trained network as an ONNX file", lambda args: False),
     "plan": Command("print each layer's layout and costs for a number of ranks", lambda args: False),
+    "simulate": Command("predict training steps on machines that are not at hand", lambda args: False),
     "data": Command("import, inspect or fetch data sets", lambda args: args.action == "import"),
     "profile": Command("measure this machine's messages and arithmetic (with mpirun)", lambda args: True),
+    "analyze": Command("tables and pictures of what a run recorded about its network", lambda args: False),
     "bench": Command("time all-reduce algorithms, operators or training steps", lambda args: True),
     "scale": Command("measure how training scales over ranks, plans and algorithms", lambda args: False),
+    "report": Command("make an HTML page of runs: where the time went, curves, layers", lambda args: False),
     "doctor": Command("check this installation and say how to mend it", lambda args: args.mpi or launched()),
     "help": Command("print a command's manual, or write pages for man", lambda args: False),
 }

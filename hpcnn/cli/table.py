@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hpcnn.report.words import quantity as quantity
+
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Return lines of aligned columns: the first `left` flush left, the rest flush right."""
@@ -16,11 +18,3 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """Return a number with three digits and a decimal prefix: 61100840 -> "61.1 M"."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".rstrip()

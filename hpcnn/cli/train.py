@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hpcnn import configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
+from hpcnn.config import Config
 from hpcnn.errors import ConfigError
-from hpcnn.train.setup import assemble, device_errors
-from hpcnn.train.signals import StopRequest
+from hpcnn.train.atomic import replacing
+from hpcnn.train.observer import Observer
+from hpcnn.train.setup import Parts, assemble, device_errors
+from hpcnn.train.signals import StopRequest, ignore_requests
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
+
+if TYPE_CHECKING:
+    from hpcnn.comm.world import World
 
 DEFAULT = "lenet5"
 
@@ -35,12 +43,14 @@ MANUAL = Manual(
         ("config.toml", "in the run folder: the configuration, complete"),
         ("plan.toml", "which part of every layer each rank has"),
         ("metrics.jsonl", "one JSON object a line: losses, accuracies, seconds, bytes"),
+        ("environment.json", "hosts with their ranks and cores, versions, the command"),
         ("trace.json", "with --trace: what every rank did when, for ui.perfetto.dev"),
         ("checkpoints/step-*.h5", "parameters and optimizer state, for any number of ranks"),
+        ("analysis.h5", "with analysis.information_plane_every_steps: the information plane, for `hpcnn analyze`"),
         ("final.h5", "the trained network"),
     ),
     exit_codes=(*EXIT_CODES, (EXIT_RUN_AGAIN, "stopped by a signal behind a checkpoint: run again with --resume")),
-    see_also=("hpcnn plan", "hpcnn evaluate", "hpcnn doctor", "hpcnn/config.py for every setting"),
+    see_also=("hpcnn plan", "hpcnn evaluate", "hpcnn report", "hpcnn doctor", "hpcnn/config.py for every setting"),
 )
 
 
@@ -74,7 +84,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Train; return 0 when done, 75 when stopped by a signal behind a checkpoint (collective)."""
     with StopRequest() as request:  # a signal while the run is set up stops it after its first step
-        return _train(args, request)
+        code = _train(args, request)
+    if code == EXIT_RUN_AGAIN:
+        ignore_requests()
+    return code
 
 
 def _train(args: argparse.Namespace, request: StopRequest) -> int:
@@ -89,13 +102,18 @@ def _train(args: argparse.Namespace, request: StopRequest) -> int:
         config = configuration.load(source, [*args.set, *traced])
     default = Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(world.broadcast_obj(str(args.out or default)))
+    if config.separation.method == "rejection":
+        return _train_classes(args, config, world, folder, request)
     with world.agreeing():
         plan_text = _read_plan(args.plan)
     parts = assemble(config, world, plan_text)
     try:
         with device_errors(config):
-            trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
+            trainer = Trainer(
+                parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout, observers=_observers(parts)
+            )
             trainer.prepare(resume=args.resume, init=args.init)
+            _write_environment(world, parts, folder / "environment.json")
             outcome = trainer.train(request)
         if config.log.trace_steps:
             from hpcnn.report.trace import write_trace
@@ -106,6 +124,45 @@ def _train(args: argparse.Namespace, request: StopRequest) -> int:
     if world.rank == 0:
         print(outcome.describe())
     return EXIT_RUN_AGAIN if outcome.stopped else 0
+
+
+def _train_classes(args: argparse.Namespace, config: Config, world: World, folder: Path, request: StopRequest) -> int:
+    """Train a network for each class, and test them together if there are test images (collective)."""
+    from hpcnn.train.class_networks import ClassNetworks, open_test
+
+    for flag, given in (("--init", args.init), ("--plan", args.plan), ("--trace", config.log.trace_steps)):
+        if given:
+            raise ConfigError(
+                f'train: {flag} is of one network, but separation.method = "rejection" trains one for each class.'
+                " Leave it out."
+            )
+    networks = ClassNetworks(config, world, folder)
+    try:
+        with device_errors(config):
+            stopped = networks.train(request, resume=args.resume, progress_stream=sys.stderr, result_stream=sys.stdout)
+            score = None
+            test_data = None if stopped else open_test(config, world)
+            if test_data is not None:
+                with test_data:
+                    score = networks.test(test_data)
+    finally:
+        networks.close()
+    if world.rank == 0:
+        if stopped:
+            print(f"stopped by {stopped}; go on with --resume --out {folder}")
+        if score is not None:
+            print(score.describe())
+        print(f"run folder {folder}")
+    return EXIT_RUN_AGAIN if stopped else 0
+
+
+def _observers(parts: Parts) -> list[Observer]:
+    """Return what looks on as the configuration asks (collective)."""
+    if not parts.config.analysis.information_plane_every_steps:
+        return []
+    from hpcnn.analysis.information_plane import InformationPlane  # few runs want it
+
+    return [InformationPlane(parts)]
 
 
 def _own_config(args: argparse.Namespace) -> str | None:
@@ -121,3 +178,49 @@ def _read_plan(path: Path | None) -> str | None:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"train: cannot read the plan '{path}': {error}.") from None
+
+
+def _write_environment(world: World, parts: Parts, path: Path) -> None:
+    """Write what the run runs on, and by which command, for `hpcnn report` (collective)."""
+    from hpcnn.cli.environment import ranges, usable_cores
+
+    mine = {"host": world.hostnames[world.rank], "cores": ranges(usable_cores()), "threads": world.num_threads}
+    ranks = world.gather_obj(mine)
+    with world.agreeing():
+        if ranks is not None:
+            text = json.dumps(_environment(world, parts, ranks), indent=1) + "\n"
+            try:
+                with replacing(path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(
+                    f"train: cannot write '{path}': {error.strerror}. Make the run folder writable or set --out."
+                ) from None
+
+
+def _environment(world: World, parts: Parts, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    from hpcnn.cli import environment, gpus
+    from hpcnn.comm.library import load
+
+    vendor, version = load().get_vendor()
+    data, test_data = parts.train_data, parts.test_data
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": sys.argv,
+        "program": environment.program() | {"revision": environment.revision()},
+        "hosts": environment.by_host(ranks),
+        "nodes": list(world.engine.nodes),
+        "mpi": f"{vendor} {'.'.join(map(str, version))}",
+        "processor": environment.processor(),
+        "gpus": gpus.devices() if parts.config.device == "cuda" else [],
+        "operators": environment.operators(),
+        "packages": {name: installed for name, installed in environment.packages().items() if installed},
+        "variables": environment.blas()["variables"],
+        "slurm": environment.slurm(),
+        "data": {
+            "image_shape": list(data.image_shape),
+            "num_classes": data.num_classes,
+            "train_images": len(data),
+            "test_images": 0 if test_data is None else len(test_data),
+        },
+    }

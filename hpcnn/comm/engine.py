@@ -332,10 +332,10 @@ class Engine:
         self._num_messages += num_messages
         self._num_bytes += num_bytes
 
-    def watch(self, watchdog: Watchdog) -> None:
-        """From now on, let the watchdog see what has been in flight for longest."""
-        self._watchdog = watchdog
-        watchdog.add_source(SOURCE, self._starts)
+    def watch(self, watchdog: Watchdog, source: str = SOURCE, members: Sequence[int] | None = None) -> None:
+        """From now on, let the watchdog see what has been in flight for longest; see `Watchdog.add_source`."""
+        self._watchdog, self._source, self._called = watchdog, source, members or range(self.size)
+        watchdog.add_source(source, self._starts, members)
 
     def look_for_missing(self) -> None:
         """Let the watchdog look, if there is one."""
@@ -348,7 +348,7 @@ class Engine:
         with self._lock:
             if self._active:
                 oldest = min(self._active, key=lambda collective: collective.started_at)
-                missing = ", ".join(map(str, oldest.waiting_for()))
+                missing = ", ".join(str(self._called[rank]) for rank in oldest.waiting_for())
                 waiting = Waiting(
                     oldest.index + 1,
                     oldest.label,
@@ -356,7 +356,7 @@ class Engine:
                     time.perf_counter() - oldest.started_at,
                     f"messages from rank {missing}" if missing else "",
                 )
-        self._watchdog.check(SOURCE, waiting)
+        self._watchdog.check(self._source, waiting)
 
     def _starts(self) -> list[int]:
         """Return how many collectives ran once, and how often each prepared one has been started."""

@@ -59,11 +59,14 @@ class Report:
         For each source that waits, what it waits in.
     alarmed : bool
         Whether this rank has waited for too long, and may speak for all.
+    members : dict of str to tuple of int
+        For each source that waits and is not of all ranks, whose it is.
     """
 
     starts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     waiting: Mapping[str, Waiting] = field(default_factory=dict)
     alarmed: bool = False
+    members: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def has_joined(self, key: Key) -> bool:
         """Return whether the rank has begun this start of a collective."""
@@ -84,7 +87,7 @@ class Report:
         """Return the report in a message."""
         fields = json.loads(message)
         waiting = {source: Waiting(**one) for source, one in fields["waiting"].items()}
-        return cls(starts=fields["starts"], waiting=waiting, alarmed=fields["alarmed"])
+        return cls(starts=fields["starts"], waiting=waiting, alarmed=fields["alarmed"], members=fields["members"])
 
 
 def conclude(rank: int, reports: Mapping[int, Report], hostnames: Sequence[str], doing: str = "") -> str:
@@ -107,8 +110,8 @@ def conclude(rank: int, reports: Mapping[int, Report], hostnames: Sequence[str],
         for key in reports[peer].waits():
             waits[key].append(peer)
     missing = {
-        key: [peer for peer in range(len(hostnames)) if peer not in reports or not reports[peer].has_joined(key)]
-        for key in waits
+        key: [peer for peer in _members(key, reports[peers[0]], hostnames) if not _has_joined(peer, key, reports)]
+        for key, peers in waits.items()
     }
     missing = {key: absent for key, absent in missing.items() if absent}
     excused = {peer for key in missing for peer in waits[key]}
@@ -121,6 +124,15 @@ def conclude(rank: int, reports: Mapping[int, Report], hostnames: Sequence[str],
     if missing:
         return _circle([(waits[key], _waiting(key, waits[key][0], reports)) for key in sorted(missing)], at)
     return _not_delivered(rank, waits, reports, at)
+
+
+def _members(key: Key, report: Report, hostnames: Sequence[str]) -> Sequence[int]:
+    """Return who is to join a collective, by the report of one who waits in it."""
+    return report.members.get(key[0], range(len(hostnames)))
+
+
+def _has_joined(peer: int, key: Key, reports: Mapping[int, Report]) -> bool:
+    return peer in reports and reports[peer].has_joined(key)
 
 
 def _absent(

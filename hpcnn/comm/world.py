@@ -77,9 +77,10 @@ class World:
         places = self.hostnames
         if ranks is not None:
             places = tuple(f"{host}, rank {rank} of all" for host, rank in zip(places, ranks, strict=True))
-        self.watchdog = Watchdog(MpiPost(comm.Dup()), places, abort.end_job)
-        self._num_started, self._label = 0, ""
-        self.watchdog.add_source("world", lambda: (self._num_started,))
+        self._post = MpiPost(comm.Dup())
+        self.watchdog = Watchdog(self._post, places, abort.end_job)
+        self._num_started, self._label, self._source = 0, "", "world"
+        self.watchdog.add_source(self._source, lambda: (self._num_started,))
 
     def __repr__(self) -> str:
         return f"World(rank={self.rank}, size={self.size}, host={self.hostnames[self.rank]!r})"
@@ -93,6 +94,24 @@ class World:
         comm = cast("MPI.Intracomm", self.comm.Split(color, self.rank))
         ranks = [self.ranks[rank] for rank in comm.allgather(self.rank)]
         return World(comm, self._share, self.num_threads, ranks)
+
+    def free(self) -> None:
+        """Give back the communicators, and the arrays of prepared collectives; for worlds of `split` (collective)."""
+        self.comm.Free()  # and its engine with it
+        self._post.free()
+
+    def report_to(self, parent: World, name: str) -> None:
+        """Have this world, split from `parent`, watched by the parent's watchdog, which knows who waits elsewhere.
+
+        Parameters
+        ----------
+        name : str
+            Equal on the ranks of this world, and that of no other that the watchdog has.
+        """
+        members = [parent.ranks.index(rank) for rank in self.ranks]
+        self.watchdog, self._source = parent.watchdog, f"{name}: world"
+        self.watchdog.add_source(self._source, lambda: (self._num_started,), members)
+        self.engine.watch(self.watchdog, f"{name}: collectives", members)
 
     def barrier(self) -> None:
         """Return once all ranks have come here (collective)."""
@@ -232,8 +251,8 @@ class World:
             self._label = label
         begin = time.monotonic()
         while not wait(request.Test, self._patience, WATCH_S):
-            self.watchdog.check("world", Waiting(0, self._label, self._num_started, time.monotonic() - begin))
-        self.watchdog.check("world", None)
+            self.watchdog.check(self._source, Waiting(0, self._label, self._num_started, time.monotonic() - begin))
+        self.watchdog.check(self._source, None)
 
 
 @functools.cache

@@ -41,11 +41,12 @@ _ATTRIBUTES: dict[str, type] = {
     "best_accuracy": float,
     "lazy_steps": int,
     "lr_scale": float,
+    "average": str,
 }
 
 _HEAD_BYTES = 65536
 
-_LATER: dict[str, int | float] = {"lazy_steps": 0, "lr_scale": 1.0}
+_LATER: dict[str, int | float | str] = {"lazy_steps": 0, "lr_scale": 1.0, "average": ""}
 """What files of earlier versions lack."""
 
 
@@ -74,6 +75,8 @@ class Checkpoint:
     """Length of the next round of lazy updates; 0: there are none."""
     lr_scale: float = 1.0
     """What rollbacks have multiplied the learning rate by."""
+    average: str = ""
+    """State of the rule that averages replicas (`Rule.state`); the file holds their average."""
     data_fingerprint: str = ""
     """Names the training data, so that a run does not go on with other data unnoticed."""
     path: Path | None = None

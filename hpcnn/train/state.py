@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from hpcnn import configuration
-from hpcnn.errors import CheckpointError
 from hpcnn.parallel.whole import Whole
 from hpcnn.train import checkpoint as checkpoints
-from hpcnn.train.checkpoint import Checkpoint, Latest
+from hpcnn.train.checkpoint import Checkpoint
 from hpcnn.train.optimizers import Optimizer
 from hpcnn.train.setup import Parts
 
@@ -23,6 +21,8 @@ class Counters(NamedTuple):
     """Best test accuracy so far."""
     lr_scale: float = 1.0
     """What rollbacks have multiplied the learning rate by."""
+    average: str = ""
+    """State of the rule that averages replicas."""
 
 
 class State:
@@ -60,6 +60,7 @@ class State:
             epoch=counters.step // parts.steps_per_epoch,
             best_accuracy=counters.best_accuracy,
             lr_scale=counters.lr_scale,
+            average=counters.average,
             lazy_steps=exchange.round_steps,
             data_fingerprint=parts.train_data.fingerprint() if self._world.rank == 0 else "",
         )
@@ -87,7 +88,7 @@ class State:
                 )
         mine = None
         if loaded is not None:
-            mine = Counters(loaded.step, loaded.best_accuracy, loaded.lr_scale), loaded.lazy_steps
+            mine = Counters(loaded.step, loaded.best_accuracy, loaded.lr_scale, loaded.average), loaded.lazy_steps
         found = self._world.broadcast_obj(mine)
         if found is None:
             return None
@@ -99,21 +100,3 @@ class State:
             self._world.broadcast(array)
         self._whole.take(room, optimizer.state)
         return Counters(*found[0])
-
-    def newest(self, folder: Path) -> Latest | None:
-        """Return the newest good checkpoint of a run folder, or None before the first; on one rank.
-
-        Raises
-        ------
-        CheckpointError
-            If all are damaged, or it was trained on other data.
-        """
-        found = checkpoints.latest(folder)
-        fingerprint = self._parts.train_data.fingerprint()
-        if found is not None and found.checkpoint.data_fingerprint != fingerprint:
-            loaded = found.checkpoint
-            raise CheckpointError(
-                f"checkpoint: '{loaded.path}' was trained on other images (={loaded.data_fingerprint}, these are"
-                f" {fingerprint}); a resumed run needs the same data. Set data.source back, or start anew with --init."
-            )
-        return found

@@ -7,7 +7,8 @@ in which the ranks add up loss and answers and agree whether anyone failed or wa
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -16,21 +17,22 @@ import numpy as np
 from hpcnn import gpu
 from hpcnn.comm.engine import URGENT
 from hpcnn.comm.persistent import prepare_allreduce
-from hpcnn.data.loader import Loader
 from hpcnn.errors import HpcnnError, NumericsError
 from hpcnn.timeline import Timeline
 from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
-from hpcnn.train.evaluate import Score, evaluate
-from hpcnn.train.feed import Feed
+from hpcnn.train.evaluate import Score, evaluate_shares
+from hpcnn.train.feed import Feed, make_loader
 from hpcnn.train.folder import open_folder
 from hpcnn.train.guard import Guard
 from hpcnn.train.metrics import MetricsWriter, peak_memory
+from hpcnn.train.observer import Observer
 from hpcnn.train.outcome import Outcome
 from hpcnn.train.progress import Progress
 from hpcnn.train.rollback import Rollbacks
+from hpcnn.train.rules import Record, make_rule
 from hpcnn.train.saver import Saver
-from hpcnn.train.setup import Parts, batch_part
+from hpcnn.train.setup import Parts
 from hpcnn.train.signals import EXIT_STOPPED, StopRequest
 from hpcnn.train.state import Counters, State
 from hpcnn.train.update import StepUpdate
@@ -49,14 +51,25 @@ class Trainer:
         Where config.toml, plan.toml, metrics.jsonl, checkpoints/ and final.h5 go; rank 0 writes.
     progress_stream, result_stream : TextIO
         Where rank 0 shows progress and writes the results of epochs.
+    observers : sequence of Observer
+        Look at the network between steps.
     """
 
-    def __init__(self, parts: Parts, folder: Path, *, progress_stream: TextIO, result_stream: TextIO) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        folder: Path,
+        *,
+        progress_stream: TextIO,
+        result_stream: TextIO,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.parts = parts
         self.config = parts.config
         self.world = parts.world
         self.program = parts.program
         self.folder = folder
+        self.observers = observers
         self.writes = self.world.rank == 0
         self.step = 0
         self.best_accuracy = 0.0
@@ -71,17 +84,21 @@ class Trainer:
         self.timeline = Timeline(num_steps=self.config.log.trace_steps)
         if self.config.device == "cuda":
             self.timeline.marks = gpu.Ranges()
-        self.program.timeline = self.world.engine.timeline = self.timeline
+        self.program.timeline = self.timeline
+        for world in parts.groups.worlds:
+            world.engine.timeline = self.timeline
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
+        self.rule = make_rule(parts, self.optimizer)
         self.state = State(parts, self.optimizer)
         self._guard = Guard(self.config, self.program, self.world)
         self._rollbacks = Rollbacks(self.config.train)
-        self._totals = np.zeros(4)  # of a step: loss, correct answers, requests to stop, failed loaders
+        # Of a step: loss, correct answers, requests to stop, who cannot go on, what features add to the loss.
+        self._totals = np.zeros(5)
         self._sum_totals = prepare_allreduce(
             self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
         )
         self.rate = learning_rate.build(
-            self.config.train, steps_per_epoch=parts.steps_per_epoch, total_steps=parts.total_steps
+            parts.recipe, steps_per_epoch=parts.steps_per_epoch, total_steps=parts.total_steps
         )
 
     # -- before -----------------------------------------------------------------------------------------------------
@@ -112,6 +129,8 @@ class Trainer:
                     tensorboard=self.config.log.tensorboard,
                     on_error=self._saver.note,
                 )
+        for observer in self.observers:
+            observer.begin(self.folder, self.step)
 
     def _load(self, init: Path | None = None) -> bool:
         """Load the newest checkpoint of the run, or parameters from `init`; return if there is one (collective)."""
@@ -119,13 +138,14 @@ class Trainer:
             loaded = None
             if self.writes and init is not None:
                 loaded = checkpoints.load(init, parameters_only=True)
-            elif self.writes and (found := self.state.newest(self.folder)) is not None:
+            elif self.writes and (found := checkpoints.to_resume(self.folder, self.parts.train_data.fingerprint())):
                 loaded = found.checkpoint
                 if found.warning:
                     self._progress.message(f"hpcnn: warning: {found.warning} Going on from {loaded.path}.")
         counters = self.state.restore(loaded, parameters_only=init is not None)
         if counters is not None and init is None:
-            self.step, self.best_accuracy, self.lr_scale = counters
+            self.step, self.best_accuracy, self.lr_scale, average = counters
+            self.rule.restore(average)
         return counters is not None
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -163,23 +183,24 @@ class Trainer:
 
     def _run(self, request: StopRequest) -> tuple[Score | None, str]:
         """Make the steps that are left; return the last score, and why the run stops early, if it does."""
-        total = self.parts.total_steps
+        total, every = self.parts.total_steps, self.config.checkpoint.every_steps
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
-        with self._loader() as loader:
+        with make_loader(self.parts, self.step) as loader:
             feed = Feed(iter(loader), self.timeline, self.program.upload)
             if self.step < total:
                 feed.fetch()
                 self.world.agree(feed.error)
+            if self.step == 0:
+                self._observe()
             while self.step < total and not stopped:
-                self.program.exchange.ends_round = self._ends_epoch(self.step + 1) or _due(
-                    self.step + 1, self.config.checkpoint.every_steps
-                )
+                self.program.exchange.ends_round = self._ends_epoch(self.step + 1) or _due(self.step + 1, every)
                 with self.timeline.step(self.step + 1):
                     stopped = self._step(feed, request)
+                self._observe()
                 if not self.program.exchange.complete:
                     stopped = ""  # the request stands until the round is over
-                save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
+                save = bool(stopped) or _due(self.step, every)
                 ends_epoch = self._ends_epoch(self.step)
                 if self._guard.due(self.step):
                     self.program.exchange.settle()
@@ -187,11 +208,15 @@ class Trainer:
                 if save or ends_epoch:
                     self.program.exchange.settle()
                     self.program.average_statistics()
-                # Who is asked to stop has little time: no evaluation then, but behind the last step.
-                if ends_epoch and not (stopped and self.step < total):
-                    score = self._end_of_epoch(save=save) or score
-                elif save:
-                    self._save(wait=bool(stopped))
+                    for observer in self.observers:
+                        observer.settle()
+                    with self.rule.averaged() as record:
+                        self._note_average(record)
+                        # Who is asked to stop has little time: no evaluation then, but behind the last step.
+                        if ends_epoch and not (stopped and self.step < total):
+                            score = self._end_of_epoch(save=save) or score
+                        else:
+                            self.save(wait=bool(stopped))
         return score, stopped
 
     def _roll_back(self, error: NumericsError) -> None:
@@ -210,37 +235,55 @@ class Trainer:
                 fields = {"reason": str(error), "from_step": from_step, "lr_scale": self.lr_scale}
                 self._metrics.write("rollback", self.step, epoch=self._epoch, **fields)
                 self._progress.message(f"hpcnn: warning: {error} Going back to step {self.step}.")
+        for observer in self.observers:
+            observer.begin(self.folder, self.step)
+
+    def _observe(self) -> None:
+        """Show the network to the observers whose turn it is, with all parameters current."""
+        for observer in self.observers:
+            if observer.due(self.step):
+                self.program.exchange.settle()
+                observer.observe(self.step)
 
     def _step(self, feed: Feed, request: StopRequest) -> str:
         """Make one update; return the reason to stop, if any rank has one."""
         program, train, batch, images = self.program, self.config.train, feed.batch, feed.images
         self.world.watchdog.doing = f"step {self.step + 1}"
-        begin, before, wait_before = time.perf_counter(), self.world.communication, feed.wait_seconds
+        begin, before, wait_before = time.perf_counter(), self.parts.groups.communication, feed.wait_seconds
         context = program.context(
-            training=True, seed=train.seed, step=self.step, samples=batch.samples, global_batch=train.global_batch
+            training=True,
+            seed=train.seed,
+            step=self.step,
+            samples=batch.samples,
+            global_batch=self.parts.recipe.global_batch,
         )
-        update, totals = self._update(), self._totals
+        update, totals, term = self._update(), self._totals, program.feature_loss
 
         def between(loss: float, num_correct: int) -> None:
             """Fetch the next batch, and have the ranks' totals travel ahead of all gradients."""
             if self.step + 1 < self.parts.total_steps:
                 feed.fetch()
-            totals[:] = loss, num_correct, request.requested, self._trouble(feed) is not None
+            trouble = self._trouble(feed) is not None
+            totals[:] = loss, num_correct, request.requested, trouble, term.value if term else 0.0
             self._sum_totals.start()
 
-        program.train_step(images, batch.labels, context, update, between)
+        with self._agreeing_on_norms():
+            program.train_step(images, batch.labels, context, update, between)
         self._sum_totals.wait()
         self._check(totals, feed)
         self.step += 1
+        if self.rule.settles(self.step):
+            program.exchange.settle()
+            self._note_average(self.rule.after_step(self.step))
         if self._metrics is not None:
             step_s = time.perf_counter() - begin
-            spent, wait_s = self.world.communication - before, feed.wait_seconds - wait_before
+            spent, wait_s = self.parts.groups.communication - before, feed.wait_seconds - wait_before
             shown = {
-                "loss": totals[0],
+                "loss": totals[0] / self.parts.groups.count,
                 "accuracy": totals[1] / train.global_batch,
                 "images_per_second": train.global_batch / step_s,
                 "lr": update.lr,
-            }
+            } | ({"separation": totals[4]} if term else {})
             self._metrics.write(
                 "step",
                 self.step,
@@ -257,9 +300,18 @@ class Trainer:
             self._progress.step(self.step, **shown)
         return (request.reason or "a signal to another rank") if totals[2] else ""
 
+    def _agreeing_on_norms(self) -> AbstractContextManager[None]:
+        """Return what makes all groups raise when one finds a gradient that is no number; in one group all do."""
+        alone = self.parts.groups.count == 1 or not self.config.train.clip_norm
+        return nullcontext() if alone else self.world.agreeing()
+
+    def _note_average(self, record: Record | None) -> None:
+        if record is not None and self._metrics is not None:
+            self._metrics.write("average", self.step, epoch=self._epoch, **record)
+
     def _check(self, totals: np.ndarray, feed: Feed) -> None:
         """Raise on all ranks what the ranks' totals show: a loss that is no number, or something that failed."""
-        self._guard.check_loss(float(totals[0]), self.step + 1)
+        self._guard.check_loss(float(totals[0]) / self.parts.groups.count, self.step + 1)
         if totals[3]:
             self.world.agree(self._trouble(feed))
 
@@ -290,23 +342,12 @@ class Trainer:
         """Whether an epoch, or the run, is over after so many steps."""
         return step == self.parts.total_steps or step % self.parts.steps_per_epoch == 0
 
-    def _loader(self) -> Loader:
-        return Loader(
-            self.parts.train_data,
-            self.config.data,
-            global_batch=self.config.train.global_batch,
-            seed=self.config.train.seed,
-            part=batch_part(self.program, self.config.train.global_batch),
-            first_step=self.step,
-            num_steps=self.parts.total_steps - self.step,
-        )
-
     def _end_of_epoch(self, *, save: bool) -> Score | None:
         """Evaluate and save as configured; always after the last step, and save when told to."""
         log, last = self.config.log, self.step == self.parts.total_steps
-        score = None
-        if self.parts.test_data is not None and (last or _due(self._epoch, log.evaluate_every_epochs)):
-            score = evaluate(self.program, self.parts.test_data, self.config.train.global_batch)
+        score, parts = None, self.parts
+        if parts.test_data is not None and (last or _due(self._epoch, log.evaluate_every_epochs)):
+            score = evaluate_shares(self.program, parts.groups, parts.test_data, parts.recipe.global_batch)
             shown = {"test_accuracy": score.accuracy, "test_loss": score.loss}
             self._progress.epoch(self._epoch, **shown)
             if self._metrics is not None:
@@ -315,17 +356,17 @@ class Trainer:
         if score is not None and best:
             self.best_accuracy = score.accuracy
         if save or last or best or _due(self._epoch, self.config.checkpoint.every_epochs):
-            self._save(best=best, final=last)
+            self.save(best=best, final=last)
         return score
 
-    def _save(self, *, best: bool = False, final: bool = False, wait: bool = False) -> None:
+    def save(self, *, best: bool = False, final: bool = False, wait: bool = False) -> None:
         """Begin to write a checkpoint, or write it (collective); an error is raised on all ranks.
 
         Damaged parameters are not saved: a ReLU may hide them from the loss, and the checkpoints that are kept would be
         pushed out.
         """
         self._guard.check(self.step)
-        snapshot = self.state.gather(Counters(self.step, self.best_accuracy, self.lr_scale))
+        snapshot = self.state.gather(Counters(self.step, self.best_accuracy, self.lr_scale, self.rule.state))
         with self.world.agreeing():
             if self._saver is not None:
                 self._saver.save(snapshot, best=best, final=final, wait=wait)

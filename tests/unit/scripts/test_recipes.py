@@ -23,7 +23,7 @@ SPACK = ROOT / "scripts" / "spack_repo" / "hpcnn"
 CONTAINER = ROOT / "scripts" / "container" / "hpcnn.def"
 WORDS = ("license", "version", "variant", "depends_on", "conflicts")
 # Extras of setup.py for which the Spack package has a variant of the same name, and none but these dependencies.
-SAME_VARIANT = ("bf16", "images", "plots", "tensorboard", "onnx")
+SAME_VARIANT = ("bf16", "images", "plots", "report", "tensorboard", "onnx")
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_spack_asks_for_what_setup_asks_for(recipe: Recipe, setup: dict[str, Any
 
 def test_spack_knows_every_extra_or_has_no_use_for_it(recipe: Recipe, setup: dict[str, Any]) -> None:
     variants = {arguments[0] for word, arguments, _ in recipe.notes if word == "variant"} | {"cuda12", "cuda13"}
-    assert set(setup["extras_require"]) == variants | {"mpich", "openmpi", "test"}
+    assert set(setup["extras_require"]) == variants | {"mpich", "openmpi", "test", "man"}
     assert setup["license_expression"] in {arguments[0] for word, arguments, _ in recipe.notes if word == "license"}
 
 

@@ -20,6 +20,7 @@ class PyHpcnn(PythonPackage, CudaPackage):
     variant("bf16", default=True, description="Train in bfloat16")
     variant("images", default=True, description="Import folders of pictures")
     variant("plots", default=False, description="Draw plots")
+    variant("report", default=False, description="Make HTML reports of runs")
     variant("tensorboard", default=False, description="Write logs for TensorBoard")
     variant("onnx", default=False, description="Export ONNX files")
 
@@ -36,6 +37,8 @@ class PyHpcnn(PythonPackage, CudaPackage):
         depends_on("py-ml-dtypes@0.5:", when="+bf16")
         depends_on("py-pillow@10.3:", when="+images")
         depends_on("py-matplotlib@3.8:", when="+plots")
+        depends_on("py-jinja2@3.1:", when="+report")
+        depends_on("py-matplotlib@3.8:", when="+report")
         depends_on("py-tensorboardx@2.6:", when="+tensorboard")
         depends_on("py-onnx@1.16:", when="+onnx")
     depends_on("py-setuptools@77:", type="build")
