@@ -109,6 +109,21 @@ class TrainConfig:
     """Number format of the arithmetic; parameters, sums and updates are float32 in all but fp64. bf16 keeps activations
     and their gradients in 16 bits, tf32, on GPUs only, rounds the factors of matrix products. fp64 runs on plain NumPy,
     to tell rounding from mistakes."""
+    max_loss: NonNegative = 0.0
+    """A loss above it counts as one that is no number. 0: no limit."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """A loss or gradient that is no finite number: end the run, or go back to the newest checkpoint and on from there
+    with a lower learning rate."""
+    rollback_lr: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.5
+    """What each such rollback multiplies the learning rate by."""
+    max_rollbacks: Positive = 3
+    """After so many rollbacks the next fault ends the run."""
+    check_every_steps: Count = 1000
+    """Compare checksums of the ranks' copies of the parameters after so many steps, and before each checkpoint, to find
+    faults that nothing else shows. Not with `exchange.algorithm` "mpi", whose sums may differ in the last bits. 0: off.
+    """
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """Copies that differ: end the run, naming the ranks, or go back to the newest checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,6 +251,12 @@ class CheckpointConfig:
     """Write a checkpoint after so many steps as well; 0: never."""
     keep: Positive = 2
     """Newest checkpoints that stay; the best by test accuracy and the final one stay besides."""
+    background: bool = True
+    """Write beside the training, from a copy of parameters and optimizer state on rank 0; False: between two steps,
+    without that memory."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """A checkpoint or record that cannot be written, as on a full disk: end the run, or say so once and go on. Without
+    its last checkpoint a run ends with an error in any case."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,11 @@ class CommError(HpcnnError):
 
 
 class NumericsError(HpcnnError):
-    """A loss or gradient that is no longer a finite number."""
+    """A loss, gradient or parameter that is no longer a finite number."""
+
+
+class DivergenceError(NumericsError):
+    """Ranks whose copies of the parameters are no longer equal."""
 
 
 class DeviceError(HpcnnError):

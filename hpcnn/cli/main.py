@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -106,6 +107,9 @@ def entry() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may be no text at all
             stream.reconfigure(errors="backslashreplace")
+    if sys.argv[1:2] == ["train"]:
+        # Until somebody listens (train/signals.py): it would end a rank that is still importing its libraries.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         code = main(sys.argv[1:])
     except (HpcnnError, MemoryError) as error:

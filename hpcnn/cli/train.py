@@ -16,7 +16,7 @@ from hpcnn.errors import ConfigError
 from hpcnn.train.atomic import replacing
 from hpcnn.train.observer import Observer
 from hpcnn.train.setup import Parts, assemble, device_errors
-from hpcnn.train.signals import ignore_requests
+from hpcnn.train.signals import StopRequest, ignore_requests
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
 
 if TYPE_CHECKING:
@@ -83,6 +83,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Train; return 0 when done, 75 when stopped by a signal behind a checkpoint (collective)."""
+    with StopRequest() as request:  # a signal while the run is set up stops it after its first step
+        code = _train(args, request)
+    if code == EXIT_RUN_AGAIN:
+        ignore_requests()
+    return code
+
+
+def _train(args: argparse.Namespace, request: StopRequest) -> int:
     from hpcnn.comm.world import start
 
     world = start()
@@ -95,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     default = Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(world.broadcast_obj(str(args.out or default)))
     if config.separation.method == "rejection":
-        return _train_classes(args, config, world, folder)
+        return _train_classes(args, config, world, folder, request)
     with world.agreeing():
         plan_text = _read_plan(args.plan)
     parts = assemble(config, world, plan_text)
@@ -106,21 +114,19 @@ def run(args: argparse.Namespace) -> int:
             )
             trainer.prepare(resume=args.resume, init=args.init)
             _write_environment(world, parts, folder / "environment.json")
-            outcome = trainer.train()
+            outcome = trainer.train(request)
         if config.log.trace_steps:
             from hpcnn.report.trace import write_trace
 
             write_trace(world, trainer.timeline, folder / "trace.json")
     finally:
         parts.close()
-    if outcome.stopped:
-        ignore_requests()
     if world.rank == 0:
         print(outcome.describe())
     return EXIT_RUN_AGAIN if outcome.stopped else 0
 
 
-def _train_classes(args: argparse.Namespace, config: Config, world: World, folder: Path) -> int:
+def _train_classes(args: argparse.Namespace, config: Config, world: World, folder: Path, request: StopRequest) -> int:
     """Train a network for each class, and test them together if there are test images (collective)."""
     from hpcnn.train.class_networks import ClassNetworks, open_test
 
@@ -133,7 +139,7 @@ def _train_classes(args: argparse.Namespace, config: Config, world: World, folde
     networks = ClassNetworks(config, world, folder)
     try:
         with device_errors(config):
-            stopped = networks.train(resume=args.resume, progress_stream=sys.stderr, result_stream=sys.stdout)
+            stopped = networks.train(request, resume=args.resume, progress_stream=sys.stderr, result_stream=sys.stdout)
             score = None
             test_data = None if stopped else open_test(config, world)
             if test_data is not None:
@@ -141,8 +147,6 @@ def _train_classes(args: argparse.Namespace, config: Config, world: World, folde
                     score = networks.test(test_data)
     finally:
         networks.close()
-    if stopped:
-        ignore_requests()
     if world.rank == 0:
         if stopped:
             print(f"stopped by {stopped}; go on with --resume --out {folder}")

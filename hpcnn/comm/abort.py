@@ -133,12 +133,19 @@ def _surprise(error: BaseException, thread: threading.Thread | None) -> None:
     """Print the traceback and end the job; returns only in the main thread of a single rank."""
     background = thread is not None and thread is not threading.main_thread()
     where = f" in thread '{thread.name}'" if thread is not None and background else ""
+    comm = _watch.comm
     if isinstance(error, HpcnnError):
         report, words = "", one_line(str(error))
+    elif comm is not None and comm.size > 1 and isinstance(error, load().Exception):
+        reason = str(error).splitlines()[0].rstrip(" :,")
+        report = ""
+        words = (
+            f"the MPI library cannot go on: {reason}. Most often another rank has died or its host is gone; look above"
+            " for its last words, and go on with --resume."
+        )
     else:
         report = "".join(traceback.format_exception(error))
         words = "".join(traceback.format_exception_only(error)).strip()
-    comm = _watch.comm
     if comm is None or comm.size == 1:
         _say(f"{report}hpcnn: error{where}: {words}\n")
         if background:

@@ -208,7 +208,13 @@ class World:
             error = raised
         self.agree(error)
 
-    def compare(self, digests: Mapping[str, str | bytes], *, source: str = "the configuration") -> None:
+    def compare(
+        self,
+        digests: Mapping[str, str | bytes],
+        *,
+        source: str = "the configuration",
+        rule: str = "read the same configuration",
+    ) -> None:
         """Raise on all ranks if any holds other things than rank 0 (collective).
 
         One all-gather of a few bytes, if all is well.
@@ -220,6 +226,8 @@ class World:
             follow from comes first: of several things that differ, the first is named.
         source : str
             Where the things come from; for the message.
+        rule : str
+            What all ranks must do; for the message.
 
         Raises
         ------
@@ -242,8 +250,7 @@ class World:
             if others:
                 raise PlanError(
                     f"plan: {name_ranks(others, self.hostnames)} {'has' if len(others) == 1 else 'have'} another {name}"
-                    f" than rank 0; all ranks must read the same configuration. Check that {source} is the same file"
-                    " on every node."
+                    f" than rank 0; all ranks must {rule}. Check that {source} is the same on every node."
                 )
 
     def _finish(self, request: MPI.Request, label: str = "") -> None:

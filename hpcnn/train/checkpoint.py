@@ -62,7 +62,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for place in (self.run_folder, folder):
-                for leftover in place.glob(".*.h5.*tmp"):
+                for leftover in place.glob(".*.tmp"):
                     leftover.unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -128,7 +129,9 @@ class ClassNetworks:
         """Close the images."""
         self._data.close()
 
-    def train(self, *, resume: bool, progress_stream: TextIO, result_stream: TextIO) -> str:
+    def train(
+        self, request: StopRequest | None = None, *, resume: bool, progress_stream: TextIO, result_stream: TextIO
+    ) -> str:
         """Train all networks, as far as they are not, and return why they stopped early, if so (collective).
 
         Only the first group shows its progress. An error in one group is raised on all ranks when the others are done.
@@ -137,20 +140,23 @@ class ClassNetworks:
             if self.world.rank == 0:
                 self._open_folder(resume)
         stopped = ""
-        with self.world.agreeing(), StopRequest() as request:
+        listening = StopRequest() if request is None else nullcontext(request)
+        with self.world.agreeing(), listening as request:
             for index in self.classes:
                 shown = self._index == 0 and self._group.rank == 0
                 if shown:
                     result_stream.write(f"network of class {index} ({self._data.class_names[index]})\n")
                 streams = (progress_stream, result_stream) if shown else (io.StringIO(), io.StringIO())
-                stopped = self._train_one(index, resume, *streams)
+                stopped = self._train_one(index, resume, request, *streams)
                 if _any(self._group, bool(stopped) or request.requested):  # between two networks too
                     stopped = stopped or request.reason or OTHERS
                     break
         anywhere = _any(self.world, bool(stopped))
         return stopped or (OTHERS if anywhere else "")
 
-    def _train_one(self, index: int, resume: bool, progress_stream: TextIO, result_stream: TextIO) -> str:
+    def _train_one(
+        self, index: int, resume: bool, request: StopRequest, progress_stream: TextIO, result_stream: TextIO
+    ) -> str:
         with self._group.agreeing():
             train_data = OneClass(self._data, self._kept, index)
             held_data = OneClass(self._data, self._held, index, balanced=False)
@@ -158,7 +164,7 @@ class ClassNetworks:
         parts = self._assemble(index, train_data, team)
         trainer = Trainer(parts, self._folder(index), progress_stream=progress_stream, result_stream=result_stream)
         trainer.prepare(resume=resume)
-        outcome = trainer.train()
+        outcome = trainer.train(request)
         if outcome.stopped:
             return outcome.stopped
         self._find_threshold(trainer, held_data)

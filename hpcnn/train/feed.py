@@ -7,10 +7,26 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from hpcnn.data.loader import Batch
+from hpcnn.data.loader import Batch, Loader
 from hpcnn.errors import HpcnnError
 from hpcnn.gpu import Upload
 from hpcnn.timeline import Timeline
+from hpcnn.train.setup import Parts, batch_part
+
+
+def make_loader(parts: Parts, first_step: int) -> Loader:
+    """Return the loader of this rank's part of the batches from `first_step` on."""
+    return Loader(
+        parts.train_data,
+        parts.config.data,
+        global_batch=parts.draw.batch,
+        seed=parts.config.train.seed,
+        part=batch_part(parts.program, parts.recipe.global_batch),
+        first_step=first_step,
+        num_steps=parts.total_steps - first_step,
+        rows=parts.draw.rows,
+        share=parts.draw.share,
+    )
 
 
 class Feed:

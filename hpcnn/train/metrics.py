@@ -2,33 +2,37 @@
 
 Every line has `event` and `step`, the number of updates made so far. Events: "step" (epoch loss accuracy lr
 images_per_second step_s compute_s exposed_comm_s hidden_comm_s input_wait_s bytes_sent messages_sent), "average" (of
-replicas: see `train/rules/rule.py`), "epoch" (with test results) and "end" (a summary, and peak_memory_bytes of the
-rank that took most; with GPUs also peak_device_memory_bytes, of the arrays of the rank with most of them). compute_s
-is the step's time less what was waited for other ranks and images: on a GPU too, where the step waits for the loss.
-Communication that the computation waited for is exposed, the rest of the time in which messages were under way is
-hidden.
+replicas: see `train/rules/rule.py`), "epoch" (with test results), "rollback" to the checkpoint of `step` (with reason
+from_step lr_scale) and "end" (a summary, and peak_memory_bytes of the rank that took most; with GPUs also
+peak_device_memory_bytes, of the arrays of the rank with most of them). compute_s is the step's time less what was
+waited for other ranks and images: on a GPU too, where the step waits for the loss. Communication that the
+computation waited for is exposed, the rest of the time in which messages were under way is hidden.
 A number that is not finite is written as null, so that every line is JSON.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from hpcnn import bounded
+from hpcnn import bounded, gpu
+from hpcnn.arrays import Place
 from hpcnn.errors import ConfigError, DataError
 from hpcnn.train.atomic import replacing
+from hpcnn.train.evaluate import Score
 
 FILE = "metrics.jsonl"
 LARGEST_BYTES = 1 << 29
 """More than a million steps."""
-Event: TypeAlias = Literal["step", "average", "epoch", "end"]
+Event: TypeAlias = Literal["step", "average", "epoch", "rollback", "end"]
 Record: TypeAlias = dict[str, Any]
 
 
@@ -44,6 +48,8 @@ class MetricsWriter:
         dropped, so that no step stands there twice. Left out: a new run, whose file starts empty.
     tensorboard : bool
         Also write TensorBoard events, into `<run>/tensorboard`.
+    on_error : callable, optional
+        Gets the DataError of a record that cannot be written, which is lost then; left out, it is raised.
 
     Raises
     ------
@@ -51,35 +57,92 @@ class MetricsWriter:
         If TensorBoard is asked for and tensorboardX is not installed, or the file cannot be written.
     """
 
-    def __init__(self, run_folder: Path, *, resumed_step: int | None = None, tensorboard: bool = False) -> None:
-        first_step = resumed_step or 0
+    def __init__(
+        self,
+        run_folder: Path,
+        *,
+        resumed_step: int | None = None,
+        tensorboard: bool = False,
+        on_error: Callable[[DataError], None] | None = None,
+    ) -> None:
         self.path = Path(run_folder) / FILE
-        self._events = _summary_writer(Path(run_folder) / "tensorboard", first_step) if tensorboard else None
+        self._tensorboard = tensorboard
+        self._on_error = on_error
+        self._open(resumed_step or 0)
+
+    def rewind(self, step: int) -> None:
+        """Drop the records of later steps: the run goes on from `step`; raises ConfigError as at the beginning."""
+        self.close()
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        self._events = _summary_writer(self.path.parent / "tensorboard", step) if self._tensorboard else None
         try:
             if self.path.exists():
-                truncate(self.path, first_step)
-            self._file = self.path.open("a", encoding="utf-8")
+                truncate(self.path, step)
+            self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise ConfigError(
                 f"metrics: cannot write '{self.path}': {error.strerror}. Make the run folder writable or set --out."
             ) from None
 
     def write(self, event: Event, step: int, **fields: Any) -> Record:
-        """Append one record, hand it to the system, and return it; TensorBoard has its numbers as "<event>/<name>"."""
+        """Append one record, hand it to the system, and return it; TensorBoard has its numbers as "<event>/<name>".
+
+        The file has whole lines only: what does not fit on the disk is taken back.
+        """
         record: Record = {"event": event, "step": step, **{name: _plain(value) for name, value in fields.items()}}
         try:
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            self._file.flush()
+            self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
         except OSError as error:
-            raise DataError(
+            failure = DataError(
                 f"metrics: cannot write '{self.path}': {error.strerror}; checkpoints written so far are intact."
                 " Free some space and go on with --resume."
-            ) from None
+            )
+            if self._on_error is None:
+                raise failure from None
+            self._on_error(failure)
+            return record
         if self._events is not None:
             for name, value in record.items():
                 if name != "step" and isinstance(value, int | float):
                     self._events.add_scalar(f"{event}/{name}", value, step)
         return record
+
+    def finish(
+        self, step: int, peaks: Iterable[Mapping[str, int]], score: Score | None, **fields: Any
+    ) -> Summary | None:
+        """Write the last record, close the file, and return the summary of the run.
+
+        Parameters
+        ----------
+        step : int
+            Steps made.
+        peaks : iterable of mappings
+            `peak_memory` of every rank; the largest are written.
+        score : Score, optional
+            Of the last evaluation.
+        **fields
+            What else to write.
+        """
+        summary = summarise(read(self.path))
+        fields |= {} if summary is None else dataclasses.asdict(summary)
+        for peak in peaks:
+            fields |= {name: max(value, fields.get(name, 0)) for name, value in peak.items()}
+        if score is not None:
+            fields |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
+        self.write("end", step, **fields)
+        self.close()
+        return summary
+
+    def _append(self, line: bytes) -> None:
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) or 0 :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), end)
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -98,6 +161,12 @@ def peak_memory_bytes() -> int:
     """Return the largest resident set that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_memory(device: Place) -> dict[str, int]:
+    """Return `peak_memory_bytes` and, on a GPU, `peak_device_memory_bytes` of this process, by these names."""
+    peaks = {"peak_memory_bytes": peak_memory_bytes()}
+    return peaks | {"peak_device_memory_bytes": gpu.peak_memory_bytes()} if device == "cuda" else peaks
 
 
 def truncate(path: Path, step: int) -> None:

@@ -41,11 +41,14 @@ _ATTRIBUTES: dict[str, type] = {
     "epoch": int,
     "best_accuracy": float,
     "lazy_steps": int,
+    "lr_scale": float,
     "average": str,
     "arithmetic": str,
 }
 
-_LATER: dict[str, int | str] = {"lazy_steps": 0, "average": "", "arithmetic": ""}
+_HEAD_BYTES = 65536
+
+_LATER: dict[str, int | float | str] = {"lazy_steps": 0, "lr_scale": 1.0, "average": "", "arithmetic": ""}
 """What files of earlier versions lack."""
 
 
@@ -72,6 +75,8 @@ class Checkpoint:
     """Best test accuracy so far."""
     lazy_steps: int = 0
     """Length of the next round of lazy updates; 0: there are none."""
+    lr_scale: float = 1.0
+    """What rollbacks have multiplied the learning rate by."""
     average: str = ""
     """State of the rule that averages replicas (`Rule.state`); the file holds their average."""
     arithmetic: str = ""
@@ -152,7 +157,8 @@ def read_step(path: Path) -> int:
 def _require_space(folder: Path, checkpoint: Checkpoint) -> None:
     """Raise OSError if the disk has no room for the tensors, before the HDF5 library meets its end in mid-write."""
     groups = (checkpoint.parameters, checkpoint.statistics, *checkpoint.optimizer.values())
-    num_bytes = sum(tensor.nbytes for group in groups for tensor in group.values())
+    # A kilobyte is more than the file has to say about a tensor.
+    num_bytes = _HEAD_BYTES + sum(tensor.nbytes + 1024 for group in groups for tensor in group.values())
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < num_bytes:
         reason = f"{num_bytes / 1e6:.1f} MB are needed and {free_bytes / 1e6:.1f} MB are free"
@@ -167,6 +173,9 @@ def _write_hdf5(path: Path, checkpoint: Checkpoint) -> None:
         "statistics": checkpoint.statistics,
         **{f"optimizer/{slot}": tensors for slot, tensors in checkpoint.optimizer.items()},
     }
+    # The library makes the file without the numbers, which are written by hand: a disk that is full in the middle of it
+    # is then an exception like any other, and no library in a state that ends in a crash.
+    places: list[tuple[int, Array]] = []
     with h5py.File(path, "w", libver=("v110", "v110"), locking=False) as file:
         file.attrs["format"] = _text(FORMAT)
         file.attrs["version"] = VERSION
@@ -177,9 +186,28 @@ def _write_hdf5(path: Path, checkpoint: Checkpoint) -> None:
             file.create_group(group)
         for group, tensors in groups.items():
             for name, tensor in tensors.items():
-                array = _c_ordered(tensor)
-                dataset = file.create_dataset(f"{group}/{name}", data=array)
-                dataset.attrs["crc32"] = np.uint32(_crc32(array))
+                dataset = _create(file, f"{group}/{name}", tensor)
+                dataset.attrs["crc32"] = np.uint32(_crc32(_c_ordered(tensor)))
+                if tensor.size:
+                    places.append((dataset.id.get_offset(), tensor))
+    with path.open("r+b") as raw:
+        for offset, tensor in places:
+            raw.seek(offset)
+            raw.write(_c_ordered(tensor).reshape(-1).view(np.uint8).data)
+
+
+def _create(file: Any, name: str, tensor: Array) -> Any:
+    """Return a new dataset, contiguous, whose place in the file is taken and not yet written to."""
+    import h5py
+
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    kind, space = h5py.h5t.py_create(tensor.dtype, logical=True), h5py.h5s.create_simple(tensor.shape)
+    return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, creation, links))
 
 
 def _c_ordered(tensor: Array) -> Array:

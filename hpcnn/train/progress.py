@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 # Values that are shown, in this order.
@@ -99,8 +100,10 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.clear()
-        stream.write(text + "\n")
-        stream.flush()
+        # A log on a full disk, or a terminal that is gone: no reason to end a run.
+        with suppress(OSError):
+            stream.write(text + "\n")
+            stream.flush()
         if self._bar is not None:
             self._bar.refresh()
 

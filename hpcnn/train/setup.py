@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from hpcnn import configuration, gpu
+import hpcnn
+from hpcnn import __version__, configuration, gpu
 from hpcnn.arrays import bfloat16
 from hpcnn.comm.collectives import allreduce
 from hpcnn.comm.world import World
@@ -93,6 +97,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None, *, trai
         The same on every rank: a data set that cannot be opened, a model that does not fit the images, a plan that
         cannot be run.
     """
+    world.compare({"version": __version__, "code": code_digest()}, source="the installation", rule="run the same hpcnn")
     world.compare({"configuration": configuration.to_toml(config)})  # ranks are divided by it
     open_device(config, world)
     arithmetic = reproducible.prepare(config, world)
@@ -155,6 +160,15 @@ def _program(config: Config, model: Model, plan: Plan, buckets: tuple[Bucket, ..
     )
 
 
+@functools.cache
+def code_digest() -> str:
+    """Return a hash of hpcnn's source, equal wherever the same files are installed."""
+    digest, folder = hashlib.sha256(), Path(hpcnn.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _open(
     config: Config, groups: Groups, given: DataSet | None
 ) -> tuple[Draw, DataSet, DataSet | None, DataSet | None]:
@@ -168,11 +182,13 @@ def _open(
         test = open_data(config.data, "test") if given is None and has_test_images(config.data) else None
         if test is not None:
             check_alike(train, test)
-            if len(test) >= groups.count > 1:
-                test = Subset(test, np.arange(groups.index, len(test), groups.count))
+        prints = {"training set": train.fingerprint(), "test set": test.fingerprint() if test is not None else ""}
+        if test is not None and len(test) >= groups.count > 1:
+            test = Subset(test, np.arange(groups.index, len(test), groups.count))
         held_out = None
         if draw.validation is not None:  # opened once more: the loader's thread reads the first one
             held_out = Subset(open_data(config.data, "train"), draw.validation)
+    groups.world.compare(prints, source="what data.source names", rule="see the same images")
     return draw, train, test, held_out
 
 

@@ -6,7 +6,6 @@ in which the ranks add up loss and answers and agree whether anyone failed or wa
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -16,27 +15,27 @@ from typing import TextIO
 
 import numpy as np
 
-from hpcnn import configuration, gpu
-from hpcnn.arrays import Array
+from hpcnn import gpu
 from hpcnn.comm.engine import URGENT
 from hpcnn.comm.persistent import prepare_allreduce
-from hpcnn.data.loader import Loader
-from hpcnn.errors import ConfigError, NumericsError
-from hpcnn.ops import squared_norm
-from hpcnn.parallel.whole import Whole
-from hpcnn.plan import planner
+from hpcnn.errors import HpcnnError, NumericsError
 from hpcnn.timeline import Timeline
 from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers, reproducible
 from hpcnn.train.evaluate import Score, evaluate_shares
-from hpcnn.train.feed import Feed
-from hpcnn.train.metrics import MetricsWriter, peak_memory_bytes, read, summarise
+from hpcnn.train.feed import Feed, make_loader
+from hpcnn.train.folder import open_folder
+from hpcnn.train.guard import Guard
+from hpcnn.train.metrics import MetricsWriter, peak_memory
 from hpcnn.train.observer import Observer
 from hpcnn.train.outcome import Outcome
 from hpcnn.train.progress import Progress
+from hpcnn.train.rollback import Rollbacks
 from hpcnn.train.rules import Record, make_rule
-from hpcnn.train.setup import Parts, batch_part
+from hpcnn.train.saver import Saver
+from hpcnn.train.setup import Parts
 from hpcnn.train.signals import EXIT_STOPPED, StopRequest
+from hpcnn.train.state import Counters, State
 from hpcnn.train.update import StepUpdate
 
 EXIT_RUN_AGAIN = EXIT_STOPPED
@@ -75,7 +74,8 @@ class Trainer:
         self.writes = self.world.rank == 0
         self.step = 0
         self.best_accuracy = 0.0
-        self._store: checkpoints.Store | None = None
+        self.lr_scale = 1.0
+        self._saver: Saver | None = None
         self._metrics: MetricsWriter | None = None
         self._progress = Progress(
             progress_stream if self.writes else None,
@@ -90,9 +90,11 @@ class Trainer:
             world.engine.timeline = self.timeline
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
         self.rule = make_rule(parts, self.optimizer)
-        self.whole = Whole(parts.model, self.program.plan, self.program.world)
-        # Of a step: correct answers, requests to stop, failed loaders, what features add to the loss; and the loss, in
-        # parts that are summed apart.
+        self.state = State(parts, self.optimizer)
+        self._guard = Guard(self.config, self.program, self.world)
+        self._rollbacks = Rollbacks(self.config.train)
+        # Of a step: correct answers, requests to stop, who cannot go on, what features add to the loss; and the parts of
+        # the loss that are summed apart.
         self._totals = np.zeros(4 + len(self.program.losses))
         self._sum_totals = prepare_allreduce(
             self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
@@ -115,92 +117,80 @@ class Trainer:
         """
         with self.world.agreeing():
             if self.writes:
-                self._open_folder(resume)
+                store = open_folder(self.folder, self.config, self.program.plan, resume=resume)
+                self._saver = Saver(store, self.config.checkpoint, self._progress.message)
         if resume:
-            with self.world.agreeing():
-                loaded = self._newest() if self.writes else None
-            self._restore(loaded, parameters_only=False)
+            self._load()
         if init is not None and self.step == 0:
-            with self.world.agreeing():
-                loaded = checkpoints.load(init, parameters_only=True) if self.writes else None
-            self._restore(loaded, parameters_only=True)
+            self._load(init)
         with self.world.agreeing():
-            if self.writes:
+            if self._saver is not None:
                 self._metrics = MetricsWriter(
-                    self.folder, resumed_step=self.step if resume else None, tensorboard=self.config.log.tensorboard
+                    self.folder,
+                    resumed_step=self.step if resume else None,
+                    tensorboard=self.config.log.tensorboard,
+                    on_error=self._saver.note,
                 )
         for observer in self.observers:
             observer.begin(self.folder, self.step)
 
-    def _open_folder(self, resume: bool) -> None:
-        if (self.folder / "metrics.jsonl").exists() and not resume:
-            raise ConfigError(
-                f"train: '{self.folder}' holds a run already; runs are not overwritten."
-                " Add --resume to go on with it, or choose another --out."
-            )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.toml").write_text(configuration.to_toml(self.config))
-            (self.folder / "plan.toml").write_text(planner.to_toml(self.program.plan))
-        except OSError as error:
-            raise ConfigError(f"train: cannot write the run folder '{self.folder}': {error}.") from None
-        self._store = checkpoints.Store(self.folder, self.config.checkpoint.keep)
-
-    def _newest(self) -> checkpoints.Checkpoint | None:
-        """Return the run's newest good checkpoint, or None before the first."""
-        found = reproducible.to_resume(self.folder, self.parts.train_data.fingerprint(), self.parts.arithmetic)
-        if found is None:
-            return None
-        if found.warning:
-            self._progress.message(f"hpcnn: warning: {found.warning} Going on from {found.checkpoint.path}.")
-        return found.checkpoint
-
-    def _restore(self, loaded: checkpoints.Checkpoint | None, *, parameters_only: bool) -> None:
-        """Put a checkpoint that rank 0 read into every rank (collective)."""
-        model = self.parts.model
-        room = self.whole.room({}, {}) if parameters_only else self.whole.room(self.optimizer.state, model.statistics)
+    def _load(self, init: Path | None = None) -> bool:
+        """Load the newest checkpoint of the run, or parameters from `init`; return if there is one (collective)."""
         with self.world.agreeing():
-            if loaded is not None:
-                checkpoints.restore_into(
-                    loaded,
-                    model=model.spec.name,
-                    parameters=room.parameters,
-                    statistics=None if parameters_only else room.statistics,
-                    optimizer=None if parameters_only else room.state,
-                )
-        mine = None
-        if loaded is not None:
-            mine = loaded.step, loaded.best_accuracy, loaded.lazy_steps, loaded.average
-        found = self.world.broadcast_obj(mine)
-        if found is None:
-            return
-        step, best, lazy_steps, average = found
-        arrays = [room.parameters.values]
-        if not parameters_only:
-            arrays += [*room.statistics.values(), *room.state.values()]
-            self.step, self.best_accuracy = step, best
-            self.program.exchange.resume_rounds(lazy_steps)
+            loaded = None
+            if self.writes and init is not None:
+                loaded = checkpoints.load(init, parameters_only=True)
+            elif self.writes:
+                found = reproducible.to_resume(self.folder, self.parts.train_data.fingerprint(), self.parts.arithmetic)
+                if found is not None:
+                    loaded = found.checkpoint
+                    if found.warning:
+                        self._progress.message(f"hpcnn: warning: {found.warning} Going on from {loaded.path}.")
+        counters = self.state.restore(loaded, parameters_only=init is not None)
+        if counters is not None and init is None:
+            self.step, self.best_accuracy, self.lr_scale, average = counters
             self.rule.restore(average)
-        for array in arrays:
-            self.world.broadcast(array)
-        self.whole.take(room, self.optimizer.state)
+        return counters is not None
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def train(self) -> Outcome:
+    def train(self, request: StopRequest | None = None) -> Outcome:
         """Run all steps that are left (collective).
+
+        Parameters
+        ----------
+        request : StopRequest, optional
+            Already listening; left out, signals are listened to from here on.
 
         Raises
         ------
         NumericsError
-            On every rank, when the loss or the gradient is no longer finite; checkpoints on disk stay as they are.
+            On every rank, when loss, gradient or parameters are no longer finite, or copies of parameters differ, and
+            that ends the run; checkpoints on disk stay as they are.
+        CheckpointError
+            On every rank, when a checkpoint cannot be written.
         DataError
-            On every rank, when any rank cannot read its samples.
+            On every rank, when any rank cannot read its samples, or records cannot be written.
         """
+        with self._progress, StopRequest() if request is None else nullcontext(request) as listening:
+            try:
+                while True:
+                    try:
+                        score, stopped = self._run(listening)
+                        break
+                    except NumericsError as error:
+                        self._roll_back(error)
+            finally:
+                if self._saver is not None:
+                    self._saver.settle()
+        return self._finish(score, stopped)
+
+    def _run(self, request: StopRequest) -> tuple[Score | None, str]:
+        """Make the steps that are left; return the last score, and why the run stops early, if it does."""
         total, every = self.parts.total_steps, self.config.checkpoint.every_steps
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
-        with self._progress, self._loader() as loader, StopRequest() as request:
+        with make_loader(self.parts, self.step) as loader:
             feed = Feed(iter(loader), self.timeline, self.program.upload)
             if self.step < total:
                 feed.fetch()
@@ -216,6 +206,9 @@ class Trainer:
                     stopped = ""  # the request stands until the round is over
                 save = bool(stopped) or _due(self.step, every)
                 ends_epoch = self._ends_epoch(self.step)
+                if self._guard.due(self.step):
+                    self.program.exchange.settle()
+                    self._guard.compare(self.step)
                 if save or ends_epoch:
                     self.program.exchange.settle()
                     self.program.average_statistics()
@@ -223,11 +216,31 @@ class Trainer:
                         observer.settle()
                     with self.rule.averaged() as record:
                         self._note_average(record)
-                        if ends_epoch:
+                        # Who is asked to stop has little time: no evaluation then, but behind the last step.
+                        if ends_epoch and not (stopped and self.step < total):
                             score = self._end_of_epoch(save=save) or score
                         else:
-                            self.save()
-        return self._finish(score, stopped)
+                            self.save(wait=bool(stopped))
+        return score, stopped
+
+    def _roll_back(self, error: NumericsError) -> None:
+        """Go back to the newest checkpoint because of an error that all ranks have met, or raise it (collective)."""
+        factor, from_step, scale = self._rollbacks.factor(error), self.step, self.lr_scale
+        self._sum_totals.wait()
+        self.program.exchange.abandon()
+        if self._saver is not None:
+            self._saver.settle()
+        if not self._load():
+            raise type(error)(f"{error} There is no checkpoint yet to go back to.")
+        self.lr_scale = scale * factor
+        with self.world.agreeing():
+            if self._metrics is not None:
+                self._metrics.rewind(self.step)
+                fields = {"reason": str(error), "from_step": from_step, "lr_scale": self.lr_scale}
+                self._metrics.write("rollback", self.step, epoch=self._epoch, **fields)
+                self._progress.message(f"hpcnn: warning: {error} Going back to step {self.step}.")
+        for observer in self.observers:
+            observer.begin(self.folder, self.step)
 
     def _observe(self) -> None:
         """Show the network to the observers whose turn it is, with all parameters current."""
@@ -254,7 +267,8 @@ class Trainer:
             """Fetch the next batch, and have the ranks' totals travel ahead of all gradients."""
             if self.step + 1 < self.parts.total_steps:
                 feed.fetch()
-            totals[:4] = num_correct, request.requested, feed.error is not None, term.value if term else 0.0
+            trouble = self._trouble(feed) is not None
+            totals[:4] = num_correct, request.requested, trouble, term.value if term else 0.0
             totals[4:] = program.losses
             self._sum_totals.start()
 
@@ -302,21 +316,20 @@ class Trainer:
             self._metrics.write("average", self.step, epoch=self._epoch, **record)
 
     def _check(self, loss: float, feed: Feed) -> None:
-        """Raise on all ranks what the ranks' totals show: a loss that is no number, or a loader that failed."""
-        if not math.isfinite(loss):
-            raise NumericsError(
-                f"train: the loss of step {self.step + 1} is {loss}; it must be a finite number. Lower train.lr"
-                f" (={self.config.train.lr}), lengthen train.warmup_epochs or set train.clip_norm; checkpoints written"
-                " so far are intact."
-            )
+        """Raise on all ranks what the ranks' totals show: a loss that is no number, or something that failed."""
+        self._guard.check_loss(loss, self.step + 1)
         if self._totals[2]:
-            self.world.agree(feed.error)
+            self.world.agree(self._trouble(feed))
+
+    def _trouble(self, feed: Feed) -> HpcnnError | None:
+        """Return what this rank cannot go on with: images that it cannot read, or files that it cannot write."""
+        return feed.error or (self._saver.error if self._saver is not None else None)
 
     def _update(self) -> StepUpdate:
         """Return how this step moves the parameters."""
         return StepUpdate(
             self.optimizer,
-            self.rate.rate(self.step),
+            self.rate.rate(self.step) * self.lr_scale,
             self.step,
             clip_norm=self.config.train.clip_norm,
             whole_tensors=self.program.exchange.owns_whole_tensors,
@@ -335,19 +348,6 @@ class Trainer:
         """Whether an epoch, or the run, is over after so many steps."""
         return step == self.parts.total_steps or step % self.parts.steps_per_epoch == 0
 
-    def _loader(self) -> Loader:
-        return Loader(
-            self.parts.train_data,
-            self.config.data,
-            global_batch=self.parts.draw.batch,
-            seed=self.config.train.seed,
-            part=batch_part(self.program, self.parts.recipe.global_batch),
-            first_step=self.step,
-            num_steps=self.parts.total_steps - self.step,
-            rows=self.parts.draw.rows,
-            share=self.parts.draw.share,
-        )
-
     def _end_of_epoch(self, *, save: bool) -> Score | None:
         """Evaluate and save as configured; always after the last step, and save when told to."""
         log, last = self.config.log, self.step == self.parts.total_steps
@@ -365,62 +365,27 @@ class Trainer:
             self.save(best=best, final=last)
         return score
 
-    def save(self, *, best: bool = False, final: bool = False) -> None:
-        """Write a checkpoint (collective); an error is raised on all ranks.
+    def save(self, *, best: bool = False, final: bool = False, wait: bool = False) -> None:
+        """Begin to write a checkpoint, or write it (collective); an error is raised on all ranks.
 
-        Parameters that are no numbers are not saved: a ReLU may hide them from the loss, and the checkpoints that are
-        kept would be pushed out.
+        Damaged parameters are not saved: a ReLU may hide them from the loss, and the checkpoints that are kept would be
+        pushed out.
         """
-        model = self.parts.model
+        self._guard.check(self.step)
+        snapshot = self.state.gather(Counters(self.step, self.best_accuracy, self.lr_scale, self.rule.state))
         with self.world.agreeing():
-            if not math.isfinite(squared_norm(model.parameters.values)):
-                raise NumericsError(
-                    f"train: after step {self.step} some parameters are no finite numbers; they are not saved, and"
-                    f" checkpoints written so far are intact. Lower train.lr (={self.config.train.lr}) or set"
-                    " train.clip_norm."
-                )
-        for slot in self.optimizer.state.values():
-            self.program.exchange.collect(slot)
-        tensors = self.whole.tensors(model.parameters.values)
-        slots = {slot: self.whole.tensors(flat) for slot, flat in self.optimizer.state.items()}
-        statistics = self.whole.statistics()
-        with self.world.agreeing():
-            if self._store is not None:
-                self._store.save(self._snapshot(tensors, slots, statistics), best=best, final=final)
-
-    def _snapshot(
-        self, tensors: dict[str, Array], slots: dict[str, dict[str, Array]], statistics: dict[str, Array]
-    ) -> checkpoints.Checkpoint:
-        return checkpoints.Checkpoint(
-            model=self.parts.model.spec.name,
-            parameters=tensors,
-            statistics=statistics,
-            optimizer=slots,
-            config=configuration.to_toml(self.config),
-            step=self.step,
-            epoch=self.step // self.parts.steps_per_epoch,
-            best_accuracy=self.best_accuracy,
-            lazy_steps=self.program.exchange.round_steps,
-            arithmetic=self.parts.arithmetic,
-            average=self.rule.state,
-            data_fingerprint=self.parts.train_data.fingerprint(),
-        )
+            if self._saver is not None:
+                self._saver.save(snapshot, best=best, final=final, wait=wait)
 
     def _finish(self, score: Score | None, stopped: str) -> Outcome:
         """Write the last record and return how the run ended (collective)."""
-        on_gpu = self.config.device == "cuda"
-        mine = peak_memory_bytes(), gpu.peak_memory_bytes() if on_gpu else 0
-        summary, peaks = None, self.world.gather_obj(mine)
+        peaks = self.world.gather_obj(peak_memory(self.config.device))
+        summary = None
         if self._metrics is not None and peaks is not None:
-            summary = summarise(read(self._metrics.path))
-            fields = {} if summary is None else dataclasses.asdict(summary)
-            fields["peak_memory_bytes"] = max(host for host, _ in peaks)
-            if on_gpu:
-                fields["peak_device_memory_bytes"] = max(device for _, device in peaks)
-            if score is not None:
-                fields |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
-            self._metrics.write("end", self.step, epoch=self._epoch, stopped=stopped, **fields)
-            self._metrics.close()
+            summary = self._metrics.finish(self.step, peaks, score, epoch=self._epoch, stopped=stopped)
+        with self.world.agreeing():
+            if self._saver is not None and self._saver.error is not None:
+                raise self._saver.error
         return Outcome(self.folder, self.step, stopped, score, summary)
 
 

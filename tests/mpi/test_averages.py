@@ -19,6 +19,7 @@ from hpcnn.comm.collectives import allreduce
 from hpcnn.errors import ConfigError, NumericsError, PlanError
 from hpcnn.ops import backend
 from hpcnn.plan.schedules import num_stages
+from hpcnn.train.feed import make_loader
 from hpcnn.train.metrics import Record
 from hpcnn.train.setup import assemble
 from hpcnn.train.trainer import Trainer
@@ -150,7 +151,7 @@ def test_replicas_count_by_the_images_of_their_shards_which_no_other_group_sees(
     parts = [size / sum(sizes) for size in sizes]
     recipe = ("average.rule=size", f"average.shards={parts}", "average.floor=0", "average.validation_samples=30")
     trainer = make(folder / "run", *LENET, *recipe)
-    with trainer._loader() as loader:
+    with make_loader(trainer.parts, trainer.step) as loader:
         seen = set(np.concatenate([batch.samples for batch in loader]).tolist())
     trainer.train()
     everyone = world().comm.allgather(seen)

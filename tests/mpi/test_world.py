@@ -118,7 +118,7 @@ def test_a_rank_with_another_layout_is_named_on_all_ranks(world, culprit):
     odd = "4 buckets" if culprit == RANK else "5 buckets"
     assert (
         f"plan: rank {culprit} (host {world.hostnames[culprit]}) has another bucket layout than rank 0; all ranks must"
-        " read the same configuration. Check that vgg16.toml is the same file on every node."
+        " read the same configuration. Check that vgg16.toml is the same on every node."
     ) == words_on_all_ranks(world, {"model": "a", "bucket layout": odd})
 
 

@@ -102,5 +102,8 @@ class Carrier:
     def publish(self) -> None:
         """Start telling the other ranks the parameters of `owned`."""
 
+    def forget(self) -> None:
+        """Forget gradients of earlier steps, where they are kept."""
+
     def collect(self, flat: Array) -> None:
         """Complete the first replica's copy of this stretch of a vector of which each has the `owned` part."""

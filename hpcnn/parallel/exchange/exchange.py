@@ -189,6 +189,16 @@ class Exchange:
             self._finish(carrier)
         self._wait_until(lambda: all(carrier.published for carrier in self.carriers), "all parameters")
 
+    def abandon(self) -> None:
+        """Give up the last step, because its numbers are of no use; parameters are to be restored (collective)."""
+        if self._update is not None and self._update.together:
+            self._pending = []  # `end_backward` has raised between taking the gradients and moving by them
+        self.settle()
+        if self.rounds is not None:
+            self.rounds.restart()
+        for carrier in self.carriers:
+            carrier.forget()
+
     def collect(self, flat: Array) -> None:
         """Complete the first replicas' copies of a vector of which each rank has the `owned` stretches (collective)."""
         for carrier in self.carriers:

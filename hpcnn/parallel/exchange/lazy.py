@@ -73,6 +73,11 @@ class Rounds:
             self._adapt()
         self._both[:] = 0.0
 
+    def restart(self) -> None:
+        """Forget the steps of the round under way."""
+        self.number = 0
+        self._both[:] = 0.0
+
     def note(self) -> None:
         """Add up this step's gradients of the watched layer, before they are replaced by their sum."""
         if self.adaptive:
@@ -151,6 +156,10 @@ class LazyCarrier(Carrier):
         """Start telling the other ranks the parameters of `owned`, at the end of a round."""
         if self.moves:
             self.inner.publish()
+
+    def forget(self) -> None:
+        """Forget the gradients that have been added up."""
+        self._sum[:] = 0.0
 
     def collect(self, flat: Array) -> None:
         """Complete the first replica's copy."""

@@ -224,3 +224,80 @@ def test_a_plan_with_turns_is_printed_saved_and_trained(tmp_path: Path) -> None:
     trained = hpcnn(tmp_path, "train", "lenet5", "--plan", "plan.toml", "--out", "run", *run, n=2)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "run" / "plan.toml").read_text() == (tmp_path / "plan.toml").read_text()
+
+
+SLOW_WRITE = """
+import sys, time
+from hpcnn.train import checkpoint
+write = checkpoint.write
+def slow(path, snapshot):
+    write(path, snapshot)
+    if snapshot.step == 6:
+        print("half way", flush=True)
+        path.with_name(f".{path.name}.1.tmp").write_bytes(b"half")
+        path.unlink()
+        time.sleep(60)
+checkpoint.write = slow
+from hpcnn.cli.main import entry
+entry()
+"""
+
+
+def test_a_second_request_leaves_at_once_and_the_next_start_clears_what_was_half_written(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(SLOW_WRITE)
+    sets = ("train.steps=9", "train.global_batch=12", "checkpoint.every_steps=3", "checkpoint.every_epochs=0")
+    args = ("train", "lenet5", "--out", "run", *(word for one in sets for word in ("--set", one)))
+    job = start_job(2, script, args, cwd=tmp_path)
+    assert job.stdout is not None
+    assert "half way" in iter(job.stdout.readline, "").__next__()
+    begin = time.monotonic()
+    job.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=20)
+    assert job.returncode not in (0, 75), err
+    assert time.monotonic() - begin < 10
+    folder = tmp_path / "run" / "checkpoints"
+    assert [".step-00000006.h5.1.tmp", "step-00000003.h5"] == sorted(path.name for path in folder.iterdir())
+    again = hpcnn(tmp_path, *args, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_signal_while_a_run_is_set_up_stops_it_after_its_first_step(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "sys.argv[1:1] = ['train']\n"
+        "from hpcnn.comm import start\n"
+        "from hpcnn.train import setup\n"
+        "from hpcnn.cli import train\n"
+        "def assemble(*args):\n"
+        "    if start().rank == 1: os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    return setup.assemble(*args)\n"
+        "train.assemble = assemble\n"
+        "from hpcnn.cli.main import entry\n"
+        "entry()\n"
+    )
+    result = launch(2, script, ("lenet5", *TINY, "--out", "run"), cwd=tmp_path, timeout=60)
+    assert result.returncode == 75, result.stderr
+    assert "after step 1;" in result.stdout
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001.h5").exists()
+
+
+def test_a_full_disk_may_be_told_once_and_passed_over_but_not_at_the_end(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import resource\n"
+        "from hpcnn.comm import start\n"
+        "start()\n"  # MPI's own memory is files too
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "from hpcnn.cli.main import entry\n"
+        "entry()\n"
+    )
+    args = ("train", "lenet5", *TINY, "--out", "run", "--set", "checkpoint.every_steps=1")
+    result = launch(2, script, (*args, "--set", "checkpoint.on_error=continue"), cwd=tmp_path, timeout=60)
+    assert_refused(result, "cannot write", "step-00000004.h5")
+    assert 1 == result.stderr.count("Training goes on without it")
+    assert not list((tmp_path / "run").rglob("*.tmp"))

@@ -40,7 +40,7 @@ def test_ranks_that_have_read_another_configuration_are_named_before_the_first_s
     (line,) = result.errors
     assert "rank 2" in line
     assert f"another {what}" in line
-    assert "same file" in line
+    assert "is the same on every node" in line
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import sys
 
 import numpy as np
@@ -141,3 +142,35 @@ def test_tensorboard_that_is_not_installed_is_told_with_the_remedy(tmp_path, mon
     with pytest.raises(ConfigError, match=r"pip install 'hpcnn\[tensorboard\]'"):
         MetricsWriter(tmp_path, tensorboard=True)
     assert metrics.FILE not in os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("handled", [False, True])
+def test_what_does_not_fit_on_the_disk_is_taken_back_and_later_records_are_whole(tmp_path, handled):
+    lost = []
+    writer = MetricsWriter(tmp_path, on_error=lost.append if handled else None)
+    writer.write("step", 1, loss=0.5)
+    size, (_, hard) = writer.path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, hard))  # of the next record nine bytes fit
+    try:
+        if handled:
+            writer.write("step", 2, loss=0.25)
+            assert "cannot write" in str(lost[0])
+        else:
+            with pytest.raises(DataError, match="cannot write"):
+                writer.write("step", 2, loss=0.25)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert writer.path.stat().st_size == size
+    writer.write("step", 3, loss=0.125)
+    writer.close()
+    assert [1, 3] == [json.loads(line)["step"] for line in writer.path.read_text().splitlines()]
+
+
+def test_a_run_that_goes_back_forgets_later_records(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for step in range(1, 6):
+            writer.write("step", step)
+        writer.rewind(3)
+        writer.write("rollback", 3, from_step=5)
+        writer.write("step", 4)
+    assert [1, 2, 3, 3, 4] == [record["step"] for record in read(writer.path)]

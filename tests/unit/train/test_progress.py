@@ -104,3 +104,16 @@ def test_a_terminal_without_tqdm_has_plain_lines(monkeypatch):
         progress.start(10)
         progress.step(1, **VALUES)
     assert stream.getvalue().startswith("train 1/10  loss 0.5000")
+
+
+def test_a_stream_that_takes_no_more_does_not_end_the_run():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    results = io.StringIO()
+    with Progress(Full(), results, every_seconds=0.0) as progress:
+        progress.start(2)
+        progress.step(1, **VALUES)
+        progress.epoch(1, **VALUES)
+    assert "epoch 1" in results.getvalue()
