@@ -137,6 +137,11 @@ def _refuse_combinations(config: Config) -> None:
         raise ConfigError("config: 'exchange.lazy_steps' (=1) must be at least 2 with lazy layers.")
     if exchange.algorithm != "nccl":
         return
+    if config.fault.on_rank_failure == "continue":
+        raise ConfigError(
+            "config: 'fault.on_rank_failure' (='continue') needs collectives that survive a rank, which those of NCCL"
+            ' do not. Set exchange.algorithm = "auto".'
+        )
     for key, value, needed in (
         ("device", device, "cuda"),
         ("exchange.kind", exchange.kind, "allreduce"),

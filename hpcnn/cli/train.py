@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hpcnn import configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.errors import ConfigError
+from hpcnn.train import recovery
 from hpcnn.train.atomic import replacing
 from hpcnn.train.setup import Parts, assemble, device_errors
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
@@ -92,13 +93,15 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(world.broadcast_obj(str(args.out or default)))
     with world.agreeing():
         plan_text = _read_plan(args.plan)
+    recovery.check(config)
     parts = assemble(config, world, plan_text)
     try:
         with device_errors(config):
             trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
             trainer.prepare(resume=args.resume, init=args.init)
             _write_environment(world, parts, folder / "environment.json")
-            outcome = trainer.train()
+            trainer, outcome = recovery.train(trainer, args.init)
+        parts, world = trainer.parts, trainer.world
         if config.log.trace_steps:
             from hpcnn.report.trace import write_trace
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from hpcnn.comm.library import load
-from hpcnn.comm.verdict import Report, Waiting, conclude
+from hpcnn.comm.verdict import Report, Waiting, absent, conclude
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -72,6 +72,8 @@ class Watchdog:
         How long a collective may be in flight; 0 turns the watchdog off. Equal on all ranks, to be set before waiting.
     doing : str
         What the job is at, such as "step 17"; for the line.
+    dismiss : callable
+        Gets the ranks to blame for the standstill, and returns whether the job goes on without them.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Watchdog:
     ) -> None:
         self.timeout_s = timeout_s
         self.doing = ""
+        self.dismiss: Callable[[Sequence[int]], bool] = lambda culprits: False
         self._post = post
         self._hostnames = hostnames
         self._end = end
@@ -160,7 +163,9 @@ class Watchdog:
             self._post.tell(mine.encode())
         if self._alarmed_at is not None and now - self._alarmed_at >= self._patience_s(others):
             rank = self._post.rank
-            self._end(conclude(rank, {**fresh, rank: mine}, self._hostnames, self.doing))
+            reports = {**fresh, rank: mine}
+            if not self.dismiss(absent(reports, self._post.size)):
+                self._end(conclude(rank, reports, self._hostnames, self.doing))
 
     def _report(self, now: float) -> Report:
         """Return what there is to tell of this rank; a wait that is no longer checked is over."""

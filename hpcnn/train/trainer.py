@@ -28,6 +28,7 @@ from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
 from hpcnn.train.evaluate import Score, evaluate
 from hpcnn.train.feed import Feed
+from hpcnn.train.kept import Keeper
 from hpcnn.train.metrics import MetricsWriter, peak_memory_bytes, read, summarise
 from hpcnn.train.outcome import Outcome
 from hpcnn.train.progress import Progress
@@ -60,6 +61,8 @@ class Trainer:
         self.writes = self.world.rank == 0
         self.step = 0
         self.best_accuracy = 0.0
+        self.request = StopRequest()
+        self.keeper: Keeper | None = None
         self._store: checkpoints.Store | None = None
         self._metrics: MetricsWriter | None = None
         self._progress = Progress(
@@ -83,8 +86,12 @@ class Trainer:
 
     # -- before -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, *, resume: bool = False, init: Path | None = None) -> None:
+    def prepare(
+        self, *, resume: bool = False, init: Path | None = None, kept: checkpoints.Checkpoint | None = None
+    ) -> None:
         """Make or re-open the run folder, and load a checkpoint where one is asked for (collective).
+
+        What rank 0 passes as `kept` goes before the newest file of the folder.
 
         Raises
         ------
@@ -98,7 +105,7 @@ class Trainer:
                 self._open_folder(resume)
         if resume:
             with self.world.agreeing():
-                loaded = self._newest() if self.writes else None
+                loaded = (kept or self._newest()) if self.writes else None
             self._restore(loaded, parameters_only=False)
         if init is not None and self.step == 0:
             with self.world.agreeing():
@@ -109,6 +116,21 @@ class Trainer:
                 self._metrics = MetricsWriter(
                     self.folder, resumed_step=self.step if resume else None, tensorboard=self.config.log.tensorboard
                 )
+
+        if self.config.fault.on_rank_failure == "continue":
+            self.world.outlive()
+            self.keeper = Keeper(self.program, self.optimizer.state, self.world)
+            self.keeper.keep(self.step, self.best_accuracy)
+
+    def say(self, words: str) -> None:
+        """Show a line among the progress."""
+        self._progress.message(words)
+
+    def close(self) -> None:
+        """Close data sets and files of a trainer that does not come to its end."""
+        self.parts.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def _open_folder(self, resume: bool) -> None:
         if (self.folder / "metrics.jsonl").exists() and not resume:
@@ -180,7 +202,7 @@ class Trainer:
         total = self.parts.total_steps
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
-        with self._progress, self._loader() as loader, StopRequest() as request:
+        with self._progress, self._loader() as loader, self.request as request:
             feed = Feed(iter(loader), self.timeline, self.program.upload)
             if self.step < total:
                 feed.fetch()
@@ -195,13 +217,16 @@ class Trainer:
                     stopped = ""  # the request stands until the round is over
                 save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
                 ends_epoch = self._ends_epoch(self.step)
-                if save or ends_epoch:
+                keep = self._is_to_keep()
+                if save or ends_epoch or keep:
                     self.program.exchange.settle()
                     self.program.average_statistics()
                 if ends_epoch:
                     score = self._end_of_epoch(save=save) or score
                 elif save:
                     self._save()
+                if keep and self.keeper is not None:
+                    self.keeper.keep(self.step, self.best_accuracy)
         return self._finish(score, stopped)
 
     def _step(self, feed: Feed, request: StopRequest) -> str:
@@ -283,6 +308,11 @@ class Trainer:
     def _ends_epoch(self, step: int) -> bool:
         """Whether an epoch, or the run, is over after so many steps."""
         return step == self.parts.total_steps or step % self.parts.steps_per_epoch == 0
+
+    def _is_to_keep(self) -> bool:
+        """Whether to copy the state after this step, for the ranks that outlive others."""
+        due = self.keeper is not None and _due(self.step, self.config.fault.keep_every_steps)
+        return due and self.step < self.parts.total_steps and self.program.exchange.complete
 
     def _loader(self) -> Loader:
         return Loader(

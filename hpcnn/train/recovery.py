@@ -1,0 +1,101 @@
+"""Going on without ranks that died: what is left of the job starts again inside itself, from a state in memory.
+
+A recovery is a resumed run: the ranks that are left form a world, plan for as many as they are, and restore a
+checkpoint, which their `Keeper` puts together where `--resume` reads a file. Steps since then are made again. If copies
+are missing, because ranks died together with those that kept theirs, it is the newest checkpoint of the run folder, or
+the beginning. Ranks may die during all that: it counts once all that are left agree that it is done.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hpcnn.comm.failure import rank_failure, why_not_survivable
+from hpcnn.comm.verdict import name_ranks
+from hpcnn.comm.world import World
+from hpcnn.config import Config
+from hpcnn.errors import ConfigError
+from hpcnn.train.outcome import Outcome
+from hpcnn.train.setup import assemble
+from hpcnn.train.trainer import Trainer
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError if the run is to go on without ranks that die, and the MPI library cannot."""
+    reason = why_not_survivable() if config.fault.on_rank_failure == "continue" else ""
+    if reason:
+        raise ConfigError(
+            f"train: fault.on_rank_failure (='continue') needs user-level failure mitigation, but {reason}."
+            ' Start the run by `mpirun --with-ft ulfm` of Open MPI 5, or set fault.on_rank_failure = "stop".'
+        )
+
+
+def train(trainer: Trainer, init: Path | None = None) -> tuple[Trainer, Outcome]:
+    """Train to the end, without ranks that die on the way if the configuration says so (collective).
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Prepared.
+    init : Path, optional
+        What the run began with; it begins with it again if nothing else is left of it.
+
+    Returns
+    -------
+    Trainer
+        The last one, whose world has the ranks that are left.
+    Outcome
+        How it ended.
+
+    Raises
+    ------
+    HpcnnError
+        What `Trainer.train` raises; and what the first steps of a run do, if it cannot be set up for fewer ranks.
+    """
+    if trainer.config.fault.on_rank_failure == "stop":
+        return trainer, trainer.train()
+    while True:
+        outcome = None
+        try:
+            outcome = trainer.train()
+        except Exception as error:
+            if rank_failure(error) is None:
+                raise
+            trainer.world.revoke()
+        if trainer.world.all_well(outcome is not None) and outcome is not None:
+            return trainer, outcome
+        trainer = _recover(trainer, init)
+
+
+def _recover(old: Trainer, init: Path | None) -> Trainer:
+    """Return a trainer for the ranks that are left (collective among them)."""
+    world = old.world
+    with old.request:  # a signal that asks to stop must not end a rank now
+        old.close()
+        while True:
+            world.revoke()
+            world = world.survivors()
+            new = None
+            try:
+                new = _again(old, world, init)
+            except Exception as error:
+                if rank_failure(error) is None:
+                    raise
+                world.revoke()
+            if world.all_well(new is not None) and new is not None:
+                return new
+
+
+def _again(old: Trainer, world: World, init: Path | None) -> Trainer:
+    """Return a trainer for `world`, in the last state of `old` that is to be had (collective)."""
+    kept = old.keeper.collect(world) if old.keeper is not None else None
+    new = Trainer(assemble(old.config, world), old.folder, progress_stream=sys.stderr, result_stream=sys.stdout)
+    new.request = old.request
+    new.prepare(resume=True, init=init, kept=kept)
+    lost = sorted(set(old.world.ranks) - set(world.ranks))
+    new.say(
+        f"hpcnn: warning: {name_ranks(lost)} died at {old.world.watchdog.doing or 'the start'};"
+        f" {len(world.ranks)} go on from step {new.step}, {'a copy in memory' if kept else 'which was saved last'}."
+    )
+    return new
