@@ -23,14 +23,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hpcnn.comm.library import load
+from hpcnn.comm.library import SURVIVABLE, load
 from hpcnn.errors import RankFailure
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-ENABLED = "OMPI_MCA_mpi_ft_enable"
-"""What `mpirun --with-ft ulfm` sets on all ranks."""
 
 GUARD_S = 60.0
 """How long the shrinking may take at least before it counts as hanging: it is made by blocking calls."""
@@ -41,9 +38,11 @@ def why_not_survivable() -> str:
     vendor, version = load().get_vendor()
     if vendor != "Open MPI" or version < (5, 0, 0):
         return f"the MPI library is {vendor} {'.'.join(map(str, version))}, not Open MPI 5"
-    if os.environ.get(ENABLED, "").lower() not in ("1", "true", "yes"):
-        return "mpirun was started without --with-ft ulfm"
-    return ""
+    return "" if _enabled() else "mpirun was started without --with-ft ulfm"
+
+
+def _enabled() -> bool:
+    return os.environ.get(SURVIVABLE, "").lower() in ("1", "true", "yes")
 
 
 def rank_failure(error: BaseException) -> RankFailure | None:
@@ -53,7 +52,9 @@ def rank_failure(error: BaseException) -> RankFailure | None:
         return error
     if not isinstance(error, mpi.Exception):
         return None
-    lost = (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED)
+    lost = [mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED]
+    if _enabled():  # what collectives of the library make of it at times
+        lost += [mpi.ERR_OTHER, mpi.ERR_INTERN]
     if error.Get_error_class() not in lost:
         return None
     return RankFailure(

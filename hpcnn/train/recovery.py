@@ -9,16 +9,21 @@ the beginning. Ranks may die during all that: it counts once all that are left a
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from hpcnn.comm.failure import rank_failure, why_not_survivable
 from hpcnn.comm.verdict import name_ranks
 from hpcnn.comm.world import World
 from hpcnn.config import Config
-from hpcnn.errors import ConfigError
+from hpcnn.errors import ConfigError, RankFailure
 from hpcnn.train.outcome import Outcome
 from hpcnn.train.setup import assemble
 from hpcnn.train.trainer import Trainer
+
+
+MOST_ATTEMPTS, NOTICE_S = 10, 1.0
+"""How often, and how far apart, ranks that have met an error find out whether one of them is dead."""
 
 
 def check(config: Config) -> None:
@@ -56,26 +61,33 @@ def train(trainer: Trainer, init: Path | None = None) -> tuple[Trainer, Outcome]
     if trainer.config.fault.on_rank_failure == "stop":
         return trainer, trainer.train()
     while True:
-        outcome = None
+        outcome, failure = None, None
         try:
             outcome = trainer.train()
         except Exception as error:
-            if rank_failure(error) is None:
+            failure = rank_failure(error)
+            if failure is None:
                 raise
             trainer.world.revoke()
         if trainer.world.all_well(outcome is not None) and outcome is not None:
             return trainer, outcome
-        trainer = _recover(trainer, init)
+        trainer = _recover(trainer, init, failure or RankFailure("train: a rank died at the end of the run."))
 
 
-def _recover(old: Trainer, init: Path | None) -> Trainer:
-    """Return a trainer for the ranks that are left (collective among them)."""
-    world = old.world
+def _recover(old: Trainer, init: Path | None, failure: RankFailure) -> Trainer:
+    """Return a trainer for the ranks that are left (collective among them); `failure` is raised if all are."""
+    world, attempts = old.world, 0
     with old.request:  # a signal that asks to stop must not end a rank now
         old.close()
         while True:
             world.revoke()
             world = world.survivors()
+            if world.size == old.world.size:  # the library knows of an error, but not yet of a death
+                attempts += 1
+                if attempts == MOST_ATTEMPTS:
+                    raise failure
+                time.sleep(NOTICE_S)
+                continue
             new = None
             try:
                 new = _again(old, world, init)
