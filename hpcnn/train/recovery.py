@@ -21,7 +21,6 @@ from hpcnn.train.outcome import Outcome
 from hpcnn.train.setup import assemble
 from hpcnn.train.trainer import Trainer
 
-
 MOST_ATTEMPTS, NOTICE_S = 10, 1.0
 """How often, and how far apart, ranks that have met an error find out whether one of them is dead."""
 
