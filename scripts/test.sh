@@ -56,6 +56,14 @@ check "unit tests" env OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfil
 for ranks in 1 2 3 4 5; do
     check "mpi tests on $ranks" mpi_tests "$ranks"
 done
+# Ranks outlive others under Open MPI only, which has an environment of its own; there it is among the unit tests.
+outlive() (
+    [ "${HPCNN_MPI:-mpich}" = mpich ] || exit 0
+    HPCNN_MPI=openmpi
+    setup_environment
+    timeout 120 python scripts/chaos_ranks.py --runs 2
+)
+check "ranks that die" outlive
 # The same tests of kernels that the emulation has passed, where there is a GPU.
 if ! nvidia-smi -L >/dev/null 2>&1; then
     say "== gpu tests: skipped, nvidia-smi finds no GPU here"
