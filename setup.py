@@ -36,7 +36,7 @@ setup(
     packages=[*find_packages(include=["hpcnn", "hpcnn.*"]), "hpcnn.kernels"],
     package_dir={"hpcnn.kernels": "kernels"},
     package_data={
-        "hpcnn": ["presets/*.toml", "data/builtin/*", "report/page.html"],
+        "hpcnn": ["presets/*.toml", "machines/*.toml", "data/builtin/*", "report/page.html"],
         "hpcnn.kernels": ["*.cu", "*.cuh", "README.md"],
     },
     install_requires=[

@@ -10,6 +10,7 @@ import msgspec
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0.0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 
 
@@ -158,6 +159,69 @@ class ExchangeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """Groups of ranks that train a replica of the network each, and how these are averaged."""
+
+    rule: Literal["none", "equal", "size", "accuracy", "inverse-loss", "softmax", "best", "mixing"] = "none"
+    """none: all ranks train one network. mixing: after every step the replicas of two groups are averaged, in turn
+    those that a butterfly pairs. The others average all replicas once in a round, with weights: equal; by the images of
+    a group's shard (size); or by what a replica scores on held-out images (`validation_samples`): its accuracy, the
+    inverse of its loss, exp(-loss / temperature) (softmax), or all to the lowest loss (best)."""
+    groups: Count = 0
+    """Of equally many ranks, next to each other; 0: every rank is one. `train.global_batch` is divided among them, and
+    each makes its own updates, by the gradients of its part."""
+    every_steps: Count = 0
+    """Steps of a round; 0: see `every_epochs`."""
+    every_epochs: Positive = 1
+    """Epochs of a round, where `every_steps` is 0."""
+    temperature: AboveZero = 0.25
+    """Of softmax: the higher, the closer to equal."""
+    floor: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.1
+    """The least weight of a group, as a part of the equal weight."""
+    smoothing: Fraction = 0.0
+    """Part of the last round's weights in those of the next."""
+    reparameterised: bool = False
+    """Average each filter's (neuron's) direction and length apart, so that filters that disagree get no shorter."""
+    momentum: Literal["average", "reset"] = "average"
+    """What a round does to the state of the optimizer: the same average, or zeros."""
+    validation_samples: Count = 0
+    """Training images, the same on all ranks, that are held out to score replicas, whatever the rule."""
+    shards: tuple[AboveZero, ...] = ()
+    """Fractions of the training images, one a group, which then sees no others; left out: any group may get any image,
+    each in an epoch once. All groups make equally many steps, so small shards are gone through more often."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeparationConfig:
+    """How far apart the features of classes shall lie."""
+
+    method: Literal["none", "geodesic", "chordal", "rejection"] = "none"
+    """none: cross entropy only. geodesic, chordal: and a distance of each class's subspace from the sum of the others.
+    rejection: a network for each class, whose subspace shall reject all other classes."""
+    weight: NonNegative = 1.0
+    """Of the term that is added to the cross entropy; 0 leaves it out and still follows the subspaces."""
+    layer: str = ""
+    """Whose outputs are the features; "": what the last layer reads."""
+    dimension: Positive = 4
+    """Most dimensions of a class's subspace."""
+    energy: Fraction = 0.0
+    """Fewest dimensions that hold this share of a class's second moments are taken; 0: always `dimension`."""
+    eta: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.1
+    """Share of a batch in the running second moments."""
+    refresh: Positive = 1
+    """Steps from one eigen-decomposition to the next. geodesic, chordal: the term is added in these steps only;
+    rejection: the projections stay as they are in between."""
+    margin: Fraction = 0.9
+    """rejection: what other classes' samples shall be rejected by at least, of at most 1."""
+    held_out: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.1
+    """rejection: share of the training images, of each class, that thresholds are found by."""
+    groups: Count = 0
+    """rejection: groups of ranks that train a network each at a time; 0: as many as there are ranks or classes."""
+    unknown: bool = False
+    """rejection: a test image that no class takes counts as unknown, not as the nearest one's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """What is kept of a run."""
 
@@ -196,6 +260,41 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """The information plane: what layers share with images and labels, measured while a network trains."""
+
+    information_plane_every_steps: Count = 0
+    """Measure before the first step and after so many; 0: never."""
+    samples: Annotated[int, msgspec.Meta(ge=2)] = 256
+    """Images to measure on, spread evenly over their set, always the same; not cropped, not mirrored. What the layers
+    make of them is in memory at once, shared out over the ranks."""
+    images: Literal["test", "train"] = "test"
+    """The set that they are from."""
+    layers: tuple[str, ...] = ()
+    """Names of layers; empty: convolutions, sums and fully connected layers that all information passes through."""
+    errors: bool = True
+    """Also measure what the layers' errors share with the last one's, which takes a backward pass."""
+    alpha: Annotated[float, msgspec.Meta(gt=0.0)] = 1.01
+    """Order of the entropies; 1: von Neumann's. 2: the fastest, it needs no eigenvalues."""
+    kernel: Literal["maps", "tensor"] = "maps"
+    """maps: a feature map is a variable, a layer all of them jointly. tensor: a layer is one variable."""
+    width: Literal["silverman", "quantile", "alignment", "fixed"] = "silverman"
+    """Rule for sigma in exp(-d^2 / (2 sigma^2)): see `hpcnn/analysis/widths.py`."""
+    width_scale: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
+    """Factor on the rule's sigma; for "fixed", sigma itself."""
+    width_quantile: Fraction = 0.05
+    """Of the distances between samples, for "quantile"."""
+    widen_joint: bool = True
+    """Widen the kernels of a layer's maps by the square root of their number, lest many saturate at log2 samples."""
+    maps_every: Count = 0
+    """At every so many measurements, measure single maps, pairs of them and growing groups too; 0: never."""
+    maps: Annotated[int, msgspec.Meta(ge=2)] = 16
+    """Feature maps of a layer to take for that."""
+    pairs: Positive = 8
+    """Pairs of them, drawn once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a run depends on."""
 
@@ -207,6 +306,9 @@ class Config:
     train: TrainConfig = TrainConfig()
     plan: PlanConfig = PlanConfig()
     exchange: ExchangeConfig = ExchangeConfig()
+    average: AverageConfig = AverageConfig()
+    separation: SeparationConfig = SeparationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     fault: FaultConfig = FaultConfig()
     log: LogConfig = LogConfig()
+    analysis: AnalysisConfig = AnalysisConfig()

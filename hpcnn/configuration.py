@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -18,6 +19,9 @@ import msgspec
 
 from hpcnn.config import Config
 from hpcnn.errors import ConfigError
+
+SCORED = ("accuracy", "inverse-loss", "softmax", "best")
+"""Values of `average.rule` that need held-out images."""
 
 
 def presets() -> tuple[str, ...]:
@@ -135,6 +139,27 @@ def _refuse_combinations(config: Config) -> None:
         )
     if exchange.lazy_layers and exchange.lazy_steps < 2:
         raise ConfigError("config: 'exchange.lazy_steps' (=1) must be at least 2 with lazy layers.")
+    analysis = config.analysis
+    if analysis.kernel == "maps" and analysis.width == "alignment":
+        raise ConfigError(
+            "config: 'analysis.width' (='alignment') chooses one width a layer; analysis.kernel (='maps') needs one for"
+            ' each map. Set analysis.kernel = "tensor", or another width.'
+        )
+    if analysis.kernel == "tensor" and analysis.maps_every:
+        raise ConfigError(
+            f"config: 'analysis.maps_every' (={analysis.maps_every}) measures single maps, which analysis.kernel"
+            " (='tensor') does not tell apart. Set analysis.kernel = \"maps\", or maps_every = 0."
+        )
+    _refuse_averages(config)
+    several = {
+        "average.rule": config.average.rule != "none",
+        "separation.method": config.separation.method == "rejection",
+    }
+    for key in (key for key, trained in several.items() if trained and config.fault.on_rank_failure == "continue"):
+        raise ConfigError(
+            f"config: 'fault.on_rank_failure' (='continue') is for runs of one network, '{key}' trains several."
+            ' Set fault.on_rank_failure = "stop".'
+        )
     if exchange.algorithm != "nccl":
         return
     if config.fault.on_rank_failure == "continue":
@@ -152,6 +177,40 @@ def _refuse_combinations(config: Config) -> None:
                 f"config: 'exchange.algorithm' (='nccl') needs {key} = \"{needed}\", which is {value!r}."
                 ' Set that, or exchange.algorithm = "auto".'
             )
+
+
+def _refuse_averages(config: Config) -> None:
+    """Raise for ways to average replicas that do not go with each other, or with other settings."""
+    average = config.average
+    if average.rule == "none":
+        return
+    if config.exchange.lazy_layers:
+        raise ConfigError(
+            f"config: 'average.rule' (={average.rule!r}) averages parameters that lazy layers have not updated yet."
+            " Set exchange.lazy_layers = 0."
+        )
+    if config.separation.method != "none":
+        raise ConfigError(
+            f"config: 'average.rule' (={average.rule!r}) does not go with 'separation.method'"
+            f' (={config.separation.method!r}): averages of subspaces mean nothing. Set one of them to "none".'
+        )
+    if config.analysis.information_plane_every_steps:
+        raise ConfigError(
+            f"config: 'average.rule' (={average.rule!r}) trains replicas, and the information plane is of one network."
+            " Set analysis.information_plane_every_steps = 0."
+        )
+    if average.rule in SCORED and not average.validation_samples:
+        raise ConfigError(
+            f"config: 'average.rule' (={average.rule!r}) scores replicas on held-out images."
+            " Set average.validation_samples, such as 500."
+        )
+    if average.momentum == "reset" and config.train.optimizer in ("adam", "adamw"):
+        raise ConfigError(
+            f"config: 'average.momentum' (='reset') does not go with {config.train.optimizer}, whose moments are"
+            ' corrected by their age. Set average.momentum = "average".'
+        )
+    if average.shards and not math.isclose(math.fsum(average.shards), 1.0, abs_tol=1e-6):
+        raise ConfigError(f"config: 'average.shards' (={list(average.shards)}) must add up to 1.")
 
 
 def _all_keys(kind: type, prefix: str = "") -> list[str]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint, types, unit tests, then the MPI tests on 1 to 5 ranks. Needs Python >= 3.11 and nothing else;
+# Format, lint, types, unit tests, the MPI tests on 1 to 5 ranks, then job scripts on a Slurm of its own. Needs Python >= 3.11 and nothing else;
 # a second run reuses the environment of the first. See environment.sh for HPCNN_MPI and HPCNN_PYTHON.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -64,6 +64,14 @@ outlive() (
     timeout 120 python scripts/chaos_ranks.py --runs 2
 )
 check "ranks that die" outlive
+# The job scripts, by a real Slurm; as root it is installed where it is missing.
+if [ "${HPCNN_MPI:-mpich}" != mpich ]; then
+    say "== slurm tests: skipped, they start ranks of MPICH (HPCNN_MPI=$HPCNN_MPI)"
+elif ! why=$(python scripts/virtual_slurm.py install 2>&1 && python scripts/virtual_slurm.py check); then
+    say "== slurm tests: skipped, $why"
+else
+    check "slurm tests" timeout --kill-after=30 600 python -m pytest -q -o faulthandler_timeout=300 tests/slurm
+fi
 # The same tests of kernels that the emulation has passed, where there is a GPU.
 if ! nvidia-smi -L >/dev/null 2>&1; then
     say "== gpu tests: skipped, nvidia-smi finds no GPU here"

@@ -68,7 +68,10 @@ class FakeArray:
     def fill(self, value: float) -> None:
         self.memory.fill(value)
 
-    def sum(self, axis: int, dtype: Any = None, out: FakeArray | None = None) -> FakeArray:
+    def copy(self) -> FakeArray:
+        return FakeArray(self.memory.copy())
+
+    def sum(self, axis: int | tuple[int, ...], dtype: Any = None, out: FakeArray | None = None) -> FakeArray:
         return FakeArray(self.memory.sum(axis, dtype, None if out is None else out.memory))
 
     def __getitem__(self, where: Any) -> FakeArray:
@@ -92,8 +95,19 @@ class FakeArray:
 
     __rmul__ = __mul__
 
+    def __pow__(self, other: Any) -> FakeArray:
+        return FakeArray(np.asarray(self.memory ** _own(other)))
+
     def __iadd__(self, other: Any) -> FakeArray:
         np.add(self.memory, _own(other), out=self.memory, casting="same_kind")
+        return self
+
+    def __isub__(self, other: Any) -> FakeArray:
+        np.subtract(self.memory, _own(other), out=self.memory, casting="same_kind")
+        return self
+
+    def __imul__(self, other: Any) -> FakeArray:
+        np.multiply(self.memory, _own(other), out=self.memory, casting="same_kind")
         return self
 
 

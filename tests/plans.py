@@ -8,10 +8,11 @@ import numpy as np
 
 from hpcnn import configuration
 from hpcnn.arrays import Place, Shape
-from hpcnn.comm import World
+from hpcnn.comm import World, allreduce
 from hpcnn.gpu import Copies
 from hpcnn.nn.model import Model
 from hpcnn.nn.models.builder import GraphBuilder
+from hpcnn.nn.separation import SubspaceSeparation
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
 from hpcnn.parallel.whole import Whole
@@ -91,7 +92,10 @@ def train(
         rank=on.rank,
     )
     exchange = make_exchange(settings, spec, plan, buckets, model.parameters, on)
-    program = Program(model, plan, on, exchange, algorithm=settings.algorithm)
+    term = None
+    if config.separation.method != "none":
+        term = SubspaceSeparation(spec, config.separation, lambda sums: allreduce(on.comm, sums))
+    program = Program(model, plan, on, exchange, feature_loss=term, algorithm=settings.algorithm)
     program.copies = copies
     optimizer = optimizers.build(config.train, model.parameters)
     route = program.route(plan.global_batch)

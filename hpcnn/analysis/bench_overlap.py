@@ -20,6 +20,7 @@ from hpcnn.config import Config
 from hpcnn.geometry import split
 from hpcnn.parallel.program import Program
 from hpcnn.train import optimizers
+from hpcnn.train.groups import config_of_group
 from hpcnn.train.setup import assemble
 
 
@@ -71,7 +72,7 @@ def time_overlap(config: Config, world: World, *, steps: int = 4, repeats: int =
     steps, repeats : int
         Steps in a row that are timed, after one that fills the pipeline; how often.
     """
-    parts = assemble(config, world)
+    parts = assemble(config_of_group(config, 1), world)
     try:
         program = parts.program
         collectives = [c for carrier in program.exchange.carriers for c in (*carrier.reducing, *carrier.publishing)]

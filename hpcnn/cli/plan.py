@@ -21,6 +21,7 @@ from hpcnn.plan.search import Runner, Search
 from hpcnn.plan.site import Site
 from hpcnn.plan.turns import peak_elements
 from hpcnn.spec import ModelSpec
+from hpcnn.train.groups import config_of_group, count_groups
 
 MOST_RANKS = 64
 """Of more ranks, the busiest of the first so many is shown: folded pairs and larger blocks come first."""
@@ -70,12 +71,16 @@ def run(args: argparse.Namespace) -> int:
             f"plan: --ranks (={args.ranks}) and --ranks-per-node (={args.ranks_per_node}) must be at least 1."
         )
     config = configuration.load(args.config, args.set)
+    groups = count_groups(config, args.ranks)
+    config, ranks = config_of_group(config, groups), args.ranks // groups
     model = model_of(config)
     machine_file = args.machine or config.exchange.machine
     machine = load_machine(machine_file) if machine_file else DEFAULT
-    site = Site.of(config, machine, tuple(rank // args.ranks_per_node for rank in range(args.ranks)))
+    site = Site.of(config, machine, tuple(rank // args.ranks_per_node for rank in range(ranks)))
     plan_text = None if args.plan is None else read_plan(args.plan)
     plan, buckets, predicted, search = forecast(config, model, site, plan_text)
+    if groups > 1:
+        print(f"{groups} groups of {ranks} ranks, each with a replica; this is the plan of one, without averages")
     print(_describe(model, plan, predicted, search))
     print(f"\n{_describe_exchange(model, plan, buckets, config.exchange.algorithm, site)}")
     if args.save:

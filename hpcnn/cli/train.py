@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from hpcnn import configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
+from hpcnn.config import Config
 from hpcnn.errors import ConfigError
 from hpcnn.train import recovery
 from hpcnn.train.atomic import replacing
+from hpcnn.train.observer import Observer
 from hpcnn.train.setup import Parts, assemble, device_errors
+from hpcnn.train.signals import ignore_requests
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ MANUAL = Manual(
         ("environment.json", "hosts with their ranks and cores, versions, the command"),
         ("trace.json", "with --trace: what every rank did when, for ui.perfetto.dev"),
         ("checkpoints/step-*.h5", "parameters and optimizer state, for any number of ranks"),
+        ("analysis.h5", "with analysis.information_plane_every_steps: the information plane, for `hpcnn analyze`"),
         ("final.h5", "the trained network"),
     ),
     exit_codes=(*EXIT_CODES, (EXIT_RUN_AGAIN, "stopped by a signal behind a checkpoint: run again with --resume")),
@@ -91,16 +95,20 @@ def run(args: argparse.Namespace) -> int:
         config = configuration.load(source, [*args.set, *traced])
     default = Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(world.broadcast_obj(str(args.out or default)))
+    if config.separation.method == "rejection":
+        return _train_classes(args, config, world, folder)
     with world.agreeing():
         plan_text = _read_plan(args.plan)
     recovery.check(config)
     parts = assemble(config, world, plan_text)
     try:
         with device_errors(config):
-            trainer = Trainer(parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout)
+            trainer = Trainer(
+                parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout, observers=_observers(parts)
+            )
             trainer.prepare(resume=args.resume, init=args.init)
             _write_environment(world, parts, folder / "environment.json")
-            trainer, outcome = recovery.train(trainer, args.init)
+            trainer, outcome = recovery.train(trainer, args.init, _observers)
         parts, world = trainer.parts, trainer.world
         if config.log.trace_steps:
             from hpcnn.report.trace import write_trace
@@ -108,9 +116,52 @@ def run(args: argparse.Namespace) -> int:
             write_trace(world, trainer.timeline, folder / "trace.json")
     finally:
         parts.close()
+    if outcome.stopped:
+        ignore_requests()
     if world.rank == 0:
         print(outcome.describe())
     return EXIT_RUN_AGAIN if outcome.stopped else 0
+
+
+def _train_classes(args: argparse.Namespace, config: Config, world: World, folder: Path) -> int:
+    """Train a network for each class, and test them together if there are test images (collective)."""
+    from hpcnn.train.class_networks import ClassNetworks, open_test
+
+    for flag, given in (("--init", args.init), ("--plan", args.plan), ("--trace", config.log.trace_steps)):
+        if given:
+            raise ConfigError(
+                f'train: {flag} is of one network, but separation.method = "rejection" trains one for each class.'
+                " Leave it out."
+            )
+    networks = ClassNetworks(config, world, folder)
+    try:
+        with device_errors(config):
+            stopped = networks.train(resume=args.resume, progress_stream=sys.stderr, result_stream=sys.stdout)
+            score = None
+            test_data = None if stopped else open_test(config, world)
+            if test_data is not None:
+                with test_data:
+                    score = networks.test(test_data)
+    finally:
+        networks.close()
+    if stopped:
+        ignore_requests()
+    if world.rank == 0:
+        if stopped:
+            print(f"stopped by {stopped}; go on with --resume --out {folder}")
+        if score is not None:
+            print(score.describe())
+        print(f"run folder {folder}")
+    return EXIT_RUN_AGAIN if stopped else 0
+
+
+def _observers(parts: Parts) -> list[Observer]:
+    """Return what looks on as the configuration asks (collective)."""
+    if not parts.config.analysis.information_plane_every_steps:
+        return []
+    from hpcnn.analysis.information_plane import InformationPlane  # few runs want it
+
+    return [InformationPlane(parts)]
 
 
 def _own_config(args: argparse.Namespace) -> str | None:

@@ -41,6 +41,11 @@ class Communication:
     exposed_s: float = 0.0
     hidden_s: float = 0.0
 
+    def __add__(self, other: Communication) -> Communication:
+        return Communication(
+            self.traffic + other.traffic, self.exposed_s + other.exposed_s, self.hidden_s + other.hidden_s
+        )
+
     def __sub__(self, before: Communication) -> Communication:
         return Communication(
             self.traffic - before.traffic, self.exposed_s - before.exposed_s, self.hidden_s - before.hidden_s

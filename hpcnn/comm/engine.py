@@ -183,13 +183,11 @@ class Engine:
         """
         own = cast("MPI.Intracomm", self.comm.Split(0 if ranks is None else min(ranks), self.rank))
         self.comms.append(own)
-        return self.keep(
-            self._staged(
-                array,
-                lambda host: OfLibrary(self, lambda: begin(own, host), lambda: end(host), label, priority, traffic),
-                lambda: parts,
-            )
-        )
+
+        def make(host: np.ndarray) -> Collective:
+            return OfLibrary(self, lambda: begin(own, host), lambda: end(host), label, priority, traffic)
+
+        return self.keep(self._staged(array, make, lambda: parts))
 
     def _staged(
         self, array: Array, make: Callable[[np.ndarray], Collective], parts: Callable[[], Touched]
@@ -242,8 +240,7 @@ class Engine:
         self._small = (label, begin)
         self._patience.reset()
         num_bytes = scratch_bytes(schedule, array.itemsize)
-        if self._small_scratch.nbytes < num_bytes:
-            self._small_scratch = arrays.empty(num_bytes, np.uint8)
+        self._small_scratch = self.scratch.take(num_bytes, self._small_scratch)
         run_small(self.comm, schedule, array.reshape(-1), tag, self._small_scratch[:num_bytes], self._pause)
         self._small = None
         self.count(schedule.num_messages, schedule.num_elements_sent * array.itemsize)
@@ -262,9 +259,8 @@ class Engine:
         if not collective.done:
             raise CommError(f"comm: '{collective.label}' is still in flight; wait for it before starting it again.")
         with self._lock:
-            idle = not self._active
             collective.begin()
-            if idle:
+            if not self._active:
                 self._busy_since = collective.started_at
             self._num_messages += collective.traffic.num_messages
             self._num_bytes += collective.traffic.num_bytes
@@ -283,8 +279,7 @@ class Engine:
             try:
                 for collective in self._active:
                     if collective.advance():
-                        moved = True
-                        done |= collective.done
+                        moved, done = True, done or collective.done
             except Exception as error:
                 self.failure = error  # for all who wait: a request that failed looks done when it is tested again
                 raise
@@ -348,10 +343,10 @@ class Engine:
         self._num_messages += num_messages
         self._num_bytes += num_bytes
 
-    def watch(self, watchdog: Watchdog) -> None:
-        """From now on, let the watchdog see what has been in flight for longest."""
-        self._watchdog = watchdog
-        watchdog.add_source(SOURCE, self._starts)
+    def watch(self, watchdog: Watchdog, source: str = SOURCE, members: Sequence[int] | None = None) -> None:
+        """From now on, let the watchdog see what has been in flight for longest; see `Watchdog.add_source`."""
+        self._watchdog, self._source, self._called = watchdog, source, members or range(self.size)
+        watchdog.add_source(source, self._starts, members)
 
     def look_for_missing(self) -> None:
         """Let the watchdog look, if there is one."""
@@ -364,7 +359,7 @@ class Engine:
         with self._lock:
             if self._active:
                 oldest = min(self._active, key=lambda collective: collective.started_at)
-                missing = ", ".join(map(str, oldest.waiting_for()))
+                missing = ", ".join(str(self._called[rank]) for rank in oldest.waiting_for())
                 waiting = Waiting(
                     oldest.index + 1,
                     oldest.label,
@@ -372,7 +367,7 @@ class Engine:
                     time.perf_counter() - oldest.started_at,
                     f"messages from rank {missing}" if missing else "",
                 )
-        self._watchdog.check(SOURCE, waiting)
+        self._watchdog.check(self._source, waiting)
 
     def _starts(self) -> list[int]:
         """Return how many collectives ran once, and how often each prepared one has been started."""
@@ -392,8 +387,6 @@ class Engine:
         self._active = [collective for collective in self._active if not collective.done]
         if not self._active:
             self._busy_s += time.perf_counter() - self._busy_since
-
-    # -- the end ----------------------------------------------------------------------------------------------------
 
     def free(self) -> None:
         """Stop the thread and free the engine's communicator (collective)."""

@@ -59,11 +59,14 @@ class Report:
         For each source that waits, what it waits in.
     alarmed : bool
         Whether this rank has waited for too long, and may speak for all.
+    members : dict of str to tuple of int
+        For each source that waits and is not of all ranks, whose it is.
     """
 
     starts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     waiting: Mapping[str, Waiting] = field(default_factory=dict)
     alarmed: bool = False
+    members: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def has_joined(self, key: Key) -> bool:
         """Return whether the rank has begun this start of a collective."""
@@ -84,7 +87,7 @@ class Report:
         """Return the report in a message."""
         fields = json.loads(message)
         waiting = {source: Waiting(**one) for source, one in fields["waiting"].items()}
-        return cls(starts=fields["starts"], waiting=waiting, alarmed=fields["alarmed"])
+        return cls(starts=fields["starts"], waiting=waiting, alarmed=fields["alarmed"], members=fields["members"])
 
 
 def conclude(rank: int, reports: Mapping[int, Report], hostnames: Sequence[str], doing: str = "") -> str:
@@ -102,7 +105,7 @@ def conclude(rank: int, reports: Mapping[int, Report], hostnames: Sequence[str],
         What the job was at, such as "step 17"; may be empty.
     """
     at = f" at {doing}" if doing else ""
-    waits, missing = _missing(reports, len(hostnames))
+    waits, missing = _missing(reports, hostnames)
     key, culprits = _blame(waits, missing)
     if key is not None:
         return _absent(key, culprits, waits[key], reports, hostnames, at)
@@ -111,19 +114,22 @@ def conclude(rank: int, reports: Mapping[int, Report], hostnames: Sequence[str],
     return _not_delivered(rank, waits, reports, at)
 
 
-def absent(reports: Mapping[int, Report], size: int) -> list[int]:
-    """Return the ranks, of so many, that are waited for and wait for nobody, in the earliest of such collectives."""
-    return _blame(*_missing(reports, size))[1]
+def absent(reports: Mapping[int, Report], hostnames: Sequence[str]) -> list[int]:
+    """Return the ranks that are waited for and wait for nobody, in the earliest of such collectives."""
+    return _blame(*_missing(reports, hostnames))[1]
 
 
-def _missing(reports: Mapping[int, Report], size: int) -> tuple[dict[Key, list[int]], dict[Key, list[int]]]:
+def _missing(
+    reports: Mapping[int, Report], hostnames: Sequence[str]
+) -> tuple[dict[Key, list[int]], dict[Key, list[int]]]:
     """Return who waits in what, and who has not joined that; without what all have joined."""
     waits: dict[Key, list[int]] = defaultdict(list)
     for peer in sorted(reports):
         for key in reports[peer].waits():
             waits[key].append(peer)
     missing = {
-        key: [peer for peer in range(size) if peer not in reports or not reports[peer].has_joined(key)] for key in waits
+        key: [peer for peer in _members(key, reports[peers[0]], hostnames) if not _has_joined(peer, key, reports)]
+        for key, peers in waits.items()
     }
     return waits, {key: peers for key, peers in missing.items() if peers}
 
@@ -138,6 +144,15 @@ def _blame(waits: Mapping[Key, list[int]], missing: Mapping[Key, list[int]]) -> 
     # Of several collectives the earliest: the one that the fewest ranks have yet to join.
     key = min(blamed, key=lambda key: (len(missing[key]), -len(waits[key]), key))
     return key, blamed[key]
+
+
+def _members(key: Key, report: Report, hostnames: Sequence[str]) -> Sequence[int]:
+    """Return who is to join a collective, by the report of one who waits in it."""
+    return report.members.get(key[0], range(len(hostnames)))
+
+
+def _has_joined(peer: int, key: Key, reports: Mapping[int, Report]) -> bool:
+    return peer in reports and reports[peer].has_joined(key)
 
 
 def _absent(

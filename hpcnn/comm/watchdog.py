@@ -94,6 +94,7 @@ class Watchdog:
         self._clock = clock
         self._lock = threading.Lock()
         self._starts: dict[str, Callable[[], Sequence[int]]] = {}
+        self._members: dict[str, tuple[int, ...]] = {}
         self._waiting: dict[str, tuple[Waiting, float]] = {}  # with the time of the check
         self._heard: dict[int, tuple[Report, float]] = {}  # with the time of arrival
         self._alarmed_at: float | None = None
@@ -104,7 +105,9 @@ class Watchdog:
         """How long reports are collected before a conclusion."""
         return min(GRACE_S, self.timeout_s)
 
-    def add_source(self, source: str, starts: Callable[[], Sequence[int]]) -> None:
+    def add_source(
+        self, source: str, starts: Callable[[], Sequence[int]], members: Sequence[int] | None = None
+    ) -> None:
         """Take up something that runs collectives.
 
         Parameters
@@ -114,9 +117,13 @@ class Watchdog:
         starts : callable
             Returns how many times this rank has started each of its collectives, numbered alike on all ranks. It is
             called in the thread that checks.
+        members : sequence of int, optional
+            The ranks that run it together, if not all.
         """
         with self._lock:
             self._starts[source] = starts
+            if members is not None:
+                self._members[source] = tuple(members)
 
     def check(self, source: str, waiting: Waiting | None) -> None:
         """Notice how long a source has waited, and do what is due.
@@ -164,7 +171,7 @@ class Watchdog:
         if self._alarmed_at is not None and now - self._alarmed_at >= self._patience_s(others):
             rank = self._post.rank
             reports = {**fresh, rank: mine}
-            if not self.dismiss(absent(reports, self._post.size)):
+            if not self.dismiss(absent(reports, self._hostnames)):
                 self._end(conclude(rank, reports, self._hostnames, self.doing))
 
     def _report(self, now: float) -> Report:
@@ -177,6 +184,7 @@ class Watchdog:
         return Report(
             starts={source: [int(count) for count in starts()] for source, starts in self._starts.items()},
             waiting=waiting,
+            members={source: self._members[source] for source in waiting if source in self._members},
             alarmed=any(one.seconds > self.timeout_s for one in waiting.values()),
         )
 
@@ -203,6 +211,14 @@ class MpiPost:
         self._comm = comm
         self._byte = load().BYTE
         self._on_their_way: dict[int, tuple[MPI.Request, bytes]] = {}
+
+    def revoke(self) -> None:
+        """Raise an error on all ranks that use this."""
+        self._comm.Revoke()
+
+    def free(self) -> None:
+        """Give the communicator back (collective)."""
+        self._comm.Free()
 
     def tell(self, message: bytes) -> None:
         """Send a message to all other ranks; one that has not yet fetched the last gets none."""

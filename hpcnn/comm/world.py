@@ -79,10 +79,10 @@ class World:
         places = self.hostnames
         if ranks is not None:
             places = tuple(f"{host}, rank {rank} of all" for host, rank in zip(places, ranks, strict=True))
-        self._watch_comm = comm.Dup()
-        self.watchdog = Watchdog(MpiPost(self._watch_comm), places, abort.end_job)
-        self._num_started, self._label = 0, ""
-        self.watchdog.add_source("world", lambda: (self._num_started,))
+        self._post = MpiPost(comm.Dup())
+        self.watchdog = Watchdog(self._post, places, abort.end_job)
+        self._num_started, self._label, self._source = 0, "", "world"
+        self.watchdog.add_source(self._source, lambda: (self._num_started,))
 
     def __repr__(self) -> str:
         return f"World(rank={self.rank}, size={self.size}, host={self.hostnames[self.rank]!r})"
@@ -104,7 +104,8 @@ class World:
     def revoke(self) -> None:
         """Raise an error on all ranks that wait for anything here; only `all_well` and `survivors` work afterwards."""
         engine = made_engine(self.comm)
-        for comm in (self.comm, self._watch_comm, *([] if engine is None else engine.comms)):
+        self._post.revoke()
+        for comm in [self.comm, *([] if engine is None else engine.comms)]:
             comm.Revoke()
         if engine is not None:
             engine.stop()
@@ -142,6 +143,24 @@ class World:
         requests += [self.comm.Isend(data[at : at + CHUNK_BYTES], peer, PASS_TAG) for at in cuts[0]]
         for number, request in enumerate(requests):
             self._finish(request, "" if number else "copy of the state")
+
+    def free(self) -> None:
+        """Give back the communicators, and the arrays of prepared collectives; for worlds of `split` (collective)."""
+        self.comm.Free()  # and its engine with it
+        self._post.free()
+
+    def report_to(self, parent: World, name: str) -> None:
+        """Have this world, split from `parent`, watched by the parent's watchdog, which knows who waits elsewhere.
+
+        Parameters
+        ----------
+        name : str
+            Equal on the ranks of this world, and that of no other that the watchdog has.
+        """
+        members = [parent.ranks.index(rank) for rank in self.ranks]
+        self.watchdog, self._source = parent.watchdog, f"{name}: world"
+        self.watchdog.add_source(self._source, lambda: (self._num_started,), members)
+        self.engine.watch(self.watchdog, f"{name}: collectives", members)
 
     def barrier(self) -> None:
         """Return once all ranks have come here (collective)."""
@@ -274,8 +293,8 @@ class World:
             self._label = label
         begin = time.monotonic()
         while not wait(request.Test, self._patience, WATCH_S):
-            self.watchdog.check("world", Waiting(0, self._label, self._num_started, time.monotonic() - begin))
-        self.watchdog.check("world", None)
+            self.watchdog.check(self._source, Waiting(0, self._label, self._num_started, time.monotonic() - begin))
+        self.watchdog.check(self._source, None)
 
 
 _abandoned: list[World] = []

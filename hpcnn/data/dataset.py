@@ -163,6 +163,47 @@ class MemoryDataSet(InMemory):
         return fingerprint(self.images.shape, self.labels, self.class_names)
 
 
+class Subset:
+    """Some of the images of a data set, in the order of `rows`; closing it closes the set.
+
+    Parameters
+    ----------
+    data : DataSet
+    rows : numpy.ndarray, int64 (n,)
+        Indices in `data`.
+    """
+
+    def __init__(self, data: DataSet, rows: np.ndarray) -> None:
+        self._data, self.rows = data, rows
+        self.image_shape, self.num_classes, self.class_names = data.image_shape, data.num_classes, data.class_names
+        self.mean, self.std = data.mean, data.std
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: np.ndarray, windows: Windows | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `DataSet.read`."""
+        return self._data.read(self.rows[indices], windows)
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        """See `DataSet.labels_of`."""
+        return self._data.labels_of(self.rows[indices])
+
+    def fingerprint(self) -> str:
+        """Return that of the whole set and of the rows."""
+        return hashlib.blake2b(self._data.fingerprint().encode() + self.rows.tobytes(), digest_size=8).hexdigest()
+
+    def close(self) -> None:
+        """See `DataSet.close`."""
+        self._data.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 def fingerprint(shape: Shape, labels: np.ndarray, class_names: tuple[str, ...]) -> str:
     """Return 16 hexadecimal digits from the shape of all images, their labels and the names of the classes."""
     digest = hashlib.blake2b(repr((tuple(map(int, shape)), class_names)).encode(), digest_size=8)

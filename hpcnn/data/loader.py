@@ -60,6 +60,10 @@ class Loader:
         What this rank needs of each batch.
     first_step, num_steps : int
         Steps to serve.
+    rows : numpy.ndarray of int64, optional
+        The only samples of `data` to serve; left out: all.
+    share : Block, optional
+        Positions in every global batch that make up the batch here, of whose samples `part` speaks; left out: all.
 
     Raises
     ------
@@ -77,6 +81,8 @@ class Loader:
         part: Part,
         first_step: int,
         num_steps: int,
+        rows: np.ndarray | None = None,
+        share: Block | None = None,
     ) -> None:
         self._data = data
         self._block = config.shuffle_block
@@ -84,7 +90,10 @@ class Loader:
         self._augmentation = Augmentation(seed, config.crop_padding, config.flip)
         self._global_batch = global_batch
         self._part = part
-        self._per_epoch = steps_per_epoch(len(data), global_batch)
+        self._rows = rows
+        self._share = slice(None) if share is None else slice(*share)
+        self._num_samples = len(data) if rows is None else len(rows)
+        self._per_epoch = steps_per_epoch(self._num_samples, global_batch)
         self._order = (-1, np.empty(0, np.int64))
         batches = map(self.load, range(first_step, first_step + num_steps))
         self._batches: Iterator[Batch] = Prefetcher(batches, config.prefetch) if config.prefetch else batches
@@ -97,9 +106,10 @@ class Loader:
         """Return this rank's batch of a step; not while the loader's thread is at work."""
         epoch, number = divmod(step, self._per_epoch)
         if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self._data), self._seed, epoch, self._block))
+            order = epoch_order(self._num_samples, self._seed, epoch, self._block)
+            self._order = (epoch, order if self._rows is None else self._rows[order])
         start = number * self._global_batch
-        samples = self._order[1][start : start + self._global_batch]
+        samples = self._order[1][start : start + self._global_batch][self._share]
         return _read(self._data, samples, self._part, self._augmentation, epoch)
 
     def close(self) -> None:
@@ -118,7 +128,12 @@ def evaluation_batches(data: DataSet, batch: int, part: Callable[[int], Part]) -
     """Yield a data set in order, `batch` images at a time over all ranks; `part` tells what of N images to read."""
     for start in range(0, len(data), batch):
         samples = np.arange(start, min(start + batch, len(data)))
-        yield _read(data, samples, part(len(samples)), Augmentation(seed=0), epoch=0)
+        yield read_samples(data, samples, part(len(samples)))
+
+
+def read_samples(data: DataSet, samples: np.ndarray, part: Part) -> Batch:
+    """Return a rank's part of the batch of `samples`, indices in the data set, without augmentation."""
+    return _read(data, samples, part, Augmentation(seed=0), epoch=0)
 
 
 def _read(data: DataSet, samples: np.ndarray, part: Part, augmentation: Augmentation, epoch: int) -> Batch:

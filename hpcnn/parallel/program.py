@@ -5,8 +5,8 @@ Legend: N samples of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,32 +23,24 @@ from hpcnn.nn.layer import Layer
 from hpcnn.nn.loss import SoftmaxCrossEntropy
 from hpcnn.nn.model import Model
 from hpcnn.nn.partial import PartialSum
+from hpcnn.nn.separation import FeatureLoss
 from hpcnn.parallel.exchange import Exchange, Update
 from hpcnn.parallel.narrow import Narrower
+from hpcnn.parallel.operations import (
+    Operation,
+    compile_operations,
+    refuse_cut_features,
+    refuse_local_statistics,
+    refuse_narrow,
+)
+from hpcnn.parallel.probe import UNWATCHED, Quiet, Watch
 from hpcnn.parallel.route import Border, Route, make_route
-from hpcnn.parallel.turns import Turns, make_turns
+from hpcnn.parallel.turns import make_turns
 from hpcnn.parallel.widen import cast
 from hpcnn.plan.layout import Box, extent, volume
 from hpcnn.plan.planner import Plan
-from hpcnn.spec import INPUT, BatchNormSpec
+from hpcnn.spec import INPUT
 from hpcnn.timeline import OFF, Timeline
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One local layer: which values it reads, which it makes, and which it is the last to read.
-
-    Layers that are computed in turns are one operation: `first` is the one that reads, `trained` are all of them that
-    have parameters.
-    """
-
-    layer: Layer[Any]
-    inputs: tuple[str, ...]
-    output: str
-    first: str
-    trained: tuple[str, ...]
-    last_use: tuple[str, ...]
-    needs_input_gradient: bool
 
 
 class Program:
@@ -66,6 +58,8 @@ class Program:
         Makes gradients global and parameters current; hears of every event of a step.
     label_smoothing : float
         Share of the target probability spread over all classes.
+    feature_loss : FeatureLoss, optional
+        A term that training adds to the loss; the plan must leave its features uncut.
     sync_batchnorm : bool
         Batch-norm statistics of the global batch (True) or of this rank's samples.
     algorithm : str
@@ -85,6 +79,7 @@ class Program:
         exchange: Exchange,
         *,
         label_smoothing: float = 0.0,
+        feature_loss: FeatureLoss | None = None,
         sync_batchnorm: bool = True,
         algorithm: str = "auto",
     ) -> None:
@@ -98,36 +93,22 @@ class Program:
         self.exchange = exchange
         self.operations = compile_operations(model, make_turns(model, plan, world.rank))
         self.timeline: Timeline = OFF
+        self._watch: Watch = UNWATCHED
+        self._told: Exchange | Quiet = exchange  # of every event of a pass
         self.copies: Copies | None = None
         self._uploads: Uploads | None = None
         self._makers = {operation.output: index for index, operation in enumerate(self.operations)}
         self._loss = SoftmaxCrossEntropy(label_smoothing)
+        self.feature_loss = feature_loss
         self._sync_batchnorm = sync_batchnorm
         self._algorithm = algorithm
         self._routes: dict[int, Route] = {}
         self._cut = plan.cut
-        self._refuse_narrow()
-        for layer, (_, layout) in zip(model.spec.layers, plan.layouts, strict=True):
-            local = layout.height * layout.width == 1 and layout.ranks == plan.ranks
-            local = local and layout.sample <= plan.global_batch
-            if isinstance(layer, BatchNormSpec) and not sync_batchnorm and not local:
-                raise PlanError(
-                    f"plan: layer '{layer.name}' is a batch norm with a grid {layout.grid} of tiles, or one that leaves"
-                    f" some of {plan.ranks} ranks without samples: its statistics must be those of the whole batch."
-                    " Set model.sync_batchnorm = true."
-                )
-
-    def _refuse_narrow(self) -> None:
-        """Raise PlanError for what is not proven right with 16-bit activations: sums of parts, and turns."""
-        if self.model.activation.itemsize >= 4:
-            return
-        for operation in self.operations:
-            if isinstance(operation.layer, PartialSum | Turns):
-                raise PlanError(
-                    f"plan: layer '{operation.output}' adds up parts, by input channels or in turns, which needs"
-                    f' activations of 32 bits (these are {self.model.activation}). Set train.compute = "tf32", or'
-                    " another plan."
-                )
+        refuse_narrow(self.operations, model.activation)
+        if feature_loss is not None:
+            refuse_cut_features(feature_loss.layer, model.spec, plan, self.operations)
+        if not sync_batchnorm:
+            refuse_local_statistics(model.spec, plan)
 
     def context(self, *, training: bool, seed: int, step: int, samples: np.ndarray, global_batch: int) -> StepContext:
         """Return what the layers may know of a step; statistics are summed over ranks if they are synchronised.
@@ -155,9 +136,7 @@ class Program:
         update: Update,
         between: Callable[[float, int], None] = lambda loss, num_correct: None,
     ) -> tuple[float, int]:
-        """Run forward, loss and backward, while the exchange moves parameters by `update` (collective).
-
-        Some may move only during the next step's forward; `exchange.settle` waits for all.
+        """Run forward, loss and backward, while the exchange moves parameters by `update`, or later (collective).
 
         Parameters
         ----------
@@ -175,11 +154,16 @@ class Program:
             Of this rank's samples.
         """
         route = self.route(len(context.samples))
-        logits, saved = self._forward(images, context, route)
+        logits, features, saved = self._forward(images, context, route)
         loss, num_correct, grad_logits = self._lose(logits, labels, context)
+        grad_features = None
+        if self.feature_loss is not None and features is not None:
+            with self.timeline.span("feature loss", "compute"):
+                share, grad_features = self.feature_loss.forward(features, labels, context)
+            loss += share
         between(loss, num_correct)
         self.exchange.begin_backward(update)
-        self._backward(grad_logits, saved, context, route)
+        self._backward(grad_logits, grad_features, saved, context, route)
         self.exchange.end_backward()
         return loss, num_correct
 
@@ -212,12 +196,36 @@ class Program:
         """
         return self._forward(images, context, self.route(len(context.samples)))[0]
 
+    def features(self, images: np.ndarray | Upload, context: StepContext) -> tuple[Array, Array]:
+        """Return what `predict` does, and the features that `feature_loss` reads, shape (n, ...) (collective)."""
+        logits, features, _ = self._forward(images, context, self.route(len(context.samples)))
+        assert features is not None, "a program without a feature loss has no features"
+        return logits, features
+
     def evaluate(self, images: np.ndarray | Upload, labels: Array, context: StepContext) -> tuple[float, int]:
         """Return this rank's share of the loss, divided by the context's global batch, and its correct answers.
 
         Arguments are those of `train_step` (collective).
         """
         return self._lose(self.predict(images, context), labels, context)[:2]
+
+    def probe(self, images: np.ndarray | Upload, labels: Array, context: StepContext, watch: Watch) -> None:
+        """Show outputs, and if `context.training` errors, to `watch`; leave no trace in the training (collective).
+
+        Parameters have to be current (`exchange.settle`); errors are of the loss of logits alone. Other arguments are
+        those of `train_step`.
+        """
+        route = self.route(len(context.samples))
+        kept = {name: np.array(arrays.to_host(own)) for name, own in self.model.statistics.items()}
+        self._told, self._watch = Quiet(), watch
+        try:
+            logits, _, saved = self._forward(images, context, route)
+            if context.training:
+                self._backward(self._lose(logits, labels, context)[2], None, saved, context, route)
+        finally:
+            self._told, self._watch = self.exchange, UNWATCHED
+            for name, own in kept.items():
+                arrays.overwrite(self.model.statistics[name], own)
 
     def _lose(self, logits: Array, labels: Array, context: StepContext) -> tuple[float, int, Array]:
         if not len(logits):
@@ -260,14 +268,20 @@ class Program:
             known = replace(known, reduce_sum=None if alone else partial(self.sum_over_ranks, cut=cut))
         return known
 
-    def _forward(self, images: np.ndarray | Upload, context: StepContext, route: Route) -> tuple[Array, list[object]]:
-        """Return the logits of this rank's share of the loss, and what each operation saved."""
+    def _forward(
+        self, images: np.ndarray | Upload, context: StepContext, route: Route
+    ) -> tuple[Array, Array | None, list[object]]:
+        """Return the logits of this rank's share of the loss, the features if any, and what each operation saved."""
+        features, wanted = None, None if self.feature_loss is None else self.feature_loss.layer
         values: dict[str, Array] = {INPUT: self._input(images)}
         saved: list[object] = []
         narrower = Narrower(route.cuts, values)
         for operation in self.operations:
             values[operation.output], kept = self._run(operation, values, context, route)
+            self._watch.output(operation.output, values[operation.output])
             saved.append(kept if context.training else None)
+            if operation.output == wanted:
+                features = values[wanted]
             for dead in operation.last_use:
                 del values[dead]
                 if dead != INPUT:
@@ -276,7 +290,7 @@ class Program:
         saved[-1] = narrower.narrow(self.operations[-1].layer, saved[-1])
         logits = values[self.operations[-1].output]
         route.loss.begin(logits)
-        return route.loss.end(logits), saved
+        return route.loss.end(logits), features, saved
 
     def _run(
         self, operation: Operation, values: dict[str, Array], context: StepContext, route: Route
@@ -287,11 +301,11 @@ class Program:
         for border in borders:
             border.begin(values[border.source])
         for trained in operation.trained:
-            self.exchange.parameters_needed(trained)
+            self._told.parameters_needed(trained)
         output = None if pieces is None else pieces.begin(values[pieces.source], context, self.timeline)
         inputs = tuple(border.end(values[border.source]) for border in borders)
         if layer.parameters and context.training and operation.first == name:
-            self.exchange.input_ready(name, inputs[0])
+            self._told.input_ready(name, inputs[0])
         if pieces is not None:
             return output, pieces.end(output, inputs[0], context, self.timeline)
         box, kept = route.computed[name], None
@@ -304,16 +318,26 @@ class Program:
             return layer.complete(route.sums[name].complete(output), kept)
         return output, kept
 
-    def _backward(self, grad_logits: Array, saved: list[object], context: StepContext, route: Route) -> None:
+    def _backward(
+        self,
+        grad_logits: Array,
+        grad_features: Array | None,
+        saved: list[object],
+        context: StepContext,
+        route: Route,
+    ) -> None:
         # Of each value, what its readers have returned so far: borders that may still be on their way.
         returned: dict[str, list[tuple[Border, Array]]] = {}
-        exchange = self.exchange
+        exchange = self._told
 
         def give_back(border: Border, grad: Array) -> None:
             border.begin_back(grad)
             returned.setdefault(border.source, []).append((border, grad))
 
         give_back(route.loss, grad_logits)
+        if self.feature_loss is not None and grad_features is not None:
+            source = self.feature_loss.layer
+            give_back(Border.within(source, route.returned[source]), grad_features)
         for operation in reversed(self.operations):
             name, kept = operation.output, saved.pop()
             layer = route.layers_back.get(name, operation.layer)
@@ -328,6 +352,7 @@ class Program:
             if runs:
                 with self.timeline.span(f"{name} error", "compute"):
                     error = layer.error(grad_output, kept, here)
+            self._watch.error(name, error)
             if isinstance(layer, PartialSum):
                 error = route.sums[name].spread(error)
             if layer.parameters and operation.first == name:
@@ -364,34 +389,4 @@ class Program:
         else:
             for parameter in layer.parameters.values():
                 parameter.grad[...] = 0
-        self.exchange.gradient_ready(name)
-
-
-def compile_operations(model: Model, turns: Mapping[str, Turns] | None = None) -> tuple[Operation, ...]:
-    """Return the model's layers as operations, those in groups of `turns` as one each, in the last layer's place.
-
-    Each knows which values die with it, and whether its input needs a gradient: the images do not.
-    """
-    groups = turns or {}
-    inner = {layer.name for group in groups.values() for layer in group.spec.layers[:-1]}
-    layers = [groups.get(layer.spec.name, layer) for layer in model.layers if layer.spec.name not in inner]
-    last_reader: dict[str, str] = {}
-    trained_above: set[str] = set()
-    for layer in layers:
-        for name in layer.spec.inputs:
-            last_reader[name] = layer.spec.name
-        if layer.parameters or trained_above.intersection(layer.spec.inputs):
-            trained_above.add(layer.spec.name)
-    members = {name: group.spec.layers for name, group in groups.items()}
-    return tuple(
-        Operation(
-            layer=layer,
-            inputs=layer.spec.inputs,
-            output=layer.spec.name,
-            first=members.get(layer.spec.name, (layer.spec,))[0].name,
-            trained=tuple(spec.name for spec in members.get(layer.spec.name, (layer.spec,)) if spec.parameters),
-            last_use=tuple(name for name, reader in last_reader.items() if reader == layer.spec.name),
-            needs_input_gradient=bool(trained_above.intersection(layer.spec.inputs)),
-        )
-        for layer in layers
-    )
+        self._told.gradient_ready(name)

@@ -81,6 +81,12 @@ class Border:
         self._fills, self._place = back.is_whole, back.place
         self._shape = extent(back.held)
 
+    @classmethod
+    def within(cls, source: str, box: Box) -> Border:
+        """Return the border of a reader that takes all that this rank has of a value."""
+        way = Way(box, box, box, None)
+        return cls(source, way, way)
+
     def begin(self, value: Array) -> None:
         """Begin to fetch what is needed, given the value that this rank has."""
         if self._there is not None:

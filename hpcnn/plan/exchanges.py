@@ -214,9 +214,10 @@ def bucket_loads(
     num_out, num_in = layer.parameters["weight"]
     samples = [block.size for block in geometry.blocks(global_batch, ranks)]
     features = [block.size for block in geometry.blocks(num_in, ranks)]
-    counts = [[n * width for width in features] for n in samples]
+    away = [samples[rank] * width for peer, width in enumerate(features) if peer != rank]  # to each, as `alltoall` does
+    messages = sum(count > 0 for count in away)
     return (
-        _load("inputs", "pairwise", schedules.alltoall("pairwise", rank, ranks, counts), wire_bytes),
+        Load(item="inputs", algorithm="pairwise", messages=messages, num_bytes=sum(away) * wire_bytes),
         gather("errors", [n * num_out for n in samples], wire_bytes),
         gather("parameters", [width * num_out for width in features]),
     )

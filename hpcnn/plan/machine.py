@@ -1,8 +1,10 @@
 """What the machine does in how many seconds: messages in a node and between nodes, additions, layers, updates.
 
 `hpcnn profile` measures a `Machine` and writes it to machine.toml; without a file the built-in one stands in, so that
-what is decided by price is decided everywhere alike. Everything is plain arithmetic on the numbers of the file: ranks
-that have read the same text come to the same prices, bit for bit, and so to the same decisions.
+what is decided by price is decided everywhere alike. A file may also describe a machine that nobody has measured
+(`Described`), with the network above its nodes; some come with the package (`named`). Everything is plain arithmetic on
+the numbers of the file: ranks that have read the same text come to the same prices, bit for bit, and so to the same
+decisions.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import dataclasses
 import math
 import tomllib
 from bisect import bisect_left
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from typing import Any
 import msgspec
 
 from hpcnn.errors import PlanError
+from hpcnn.plan.fabric import Fabric
 
 LONGEST_SEGMENT_BYTES, SHORTEST_SEGMENT_BYTES, SEGMENT_S = 1 << 20, 1 << 16, 0.01
 """Messages are cut so that a piece takes about so long, within bounds: shorter ones cost more waiting, longer ones
@@ -46,15 +50,24 @@ class Link:
     sum_s: tuple[float, ...] = ()
     """The same where what arrives is added to what is there."""
 
-    def seconds(self, num_bytes: float, *, summing: bool = False, gamma_s_per_byte: float = 0.0) -> float:
+    def seconds(
+        self,
+        num_bytes: float,
+        *,
+        summing: bool = False,
+        gamma_s_per_byte: float = 0.0,
+        own_bytes: float | None = None,
+    ) -> float:
         """Return the seconds of one exchange of messages of `num_bytes`.
 
         Between two lengths of the table the line through both holds, above the longest the line through the last two;
-        without a table alpha + beta n, and gamma n more where bytes are added.
+        without a table alpha + beta n, and gamma more for each byte that is added: where ranks share the link, the
+        `own_bytes` of one of them, as they add at the same time.
         """
         table = self.sum_s if summing else self.copy_s
         if not table:
-            return self.alpha_s + num_bytes * (self.beta_s_per_byte + (gamma_s_per_byte if summing else 0.0))
+            added = num_bytes if own_bytes is None else own_bytes
+            return self.alpha_s + num_bytes * self.beta_s_per_byte + (added * gamma_s_per_byte if summing else 0.0)
         sizes = self.sizes
         if num_bytes <= sizes[0] or len(sizes) == 1:
             return table[0] + max(0.0, num_bytes - sizes[0]) * self.beta_s_per_byte
@@ -109,6 +122,23 @@ class Measured:
     """What the MPI library says of itself."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    """Where the numbers of a machine come from that was not measured, and how ranks are put on it."""
+
+    sources: str
+    """What each number rests on; for people."""
+    ranks_per_node: int = 1
+    cores_per_rank: int = 1
+    thread_efficiency: float = 1.0
+    """How fast a rank computes, by `cores_per_rank` times one core alone."""
+
+    @property
+    def cores(self) -> float:
+        """Single cores that compute as fast as one rank."""
+        return self.cores_per_rank * self.thread_efficiency
+
+
 DEFAULT_NODE = Link(alpha_s=8e-6, beta_s_per_byte=2e-10)
 """Shared memory: 5 GB/s in each direction."""
 
@@ -137,10 +167,13 @@ class Machine:
     rates: Rates = Rates()
     timings: tuple[Timing, ...] = ()
     """Of the layers of models that were measured (`hpcnn profile --model`)."""
+    fabric: Fabric | None = None
+    """The network above the nodes' ports; None: it is never in the way."""
     measured: Measured | None = None
+    described: Described | None = None
 
     def __hash__(self) -> int:  # prices are looked up by machine: few numbers must do, not whole tables
-        return hash((self.start_s, self.gamma_s_per_byte, self.measured))
+        return hash((self.start_s, self.gamma_s_per_byte, self.fabric, self.measured))
 
     def segment_bytes(self, *, single_node: bool) -> int:
         """Return where messages are best cut: a power of two."""
@@ -161,18 +194,30 @@ DEFAULT = Machine()
 """The machine that is assumed where none was measured."""
 
 
+def named() -> tuple[str, ...]:
+    """Return the names of the machines that come with the package, described in hpcnn/machines."""
+    folder = resources.files("hpcnn") / "machines"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir()))
+
+
 def load(path: str | Path) -> Machine:
-    """Return the machine in a file that `hpcnn profile` wrote.
+    """Return the machine in a file, written by `hpcnn profile` or by hand, or one of those `named`.
 
     Raises
     ------
     PlanError
         If the file cannot be read, is not TOML, or describes no machine (see `from_toml`).
     """
+    if str(path) in named():
+        text = (resources.files("hpcnn") / "machines" / f"{path}.toml").read_text()
+        return from_toml(text, f"machines/{path}.toml")
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"machine: cannot read '{path}' ({error}); `hpcnn profile --out {path}` writes one.") from None
+        raise PlanError(
+            f"machine: cannot read '{path}' ({error}); `hpcnn profile --out {path}` writes one, and these come with"
+            f" hpcnn: {', '.join(named())}."
+        ) from None
     return from_toml(text, str(path))
 
 
@@ -202,10 +247,18 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
     for name, value in _numbers(dataclasses.asdict(dataclasses.replace(machine, timings=()))):
         if name.endswith(".crossing") and value < 1:
             raise _broken(origin, f"'{name}' (={value}) must be at least 1")
-        if not math.isfinite(value) or value < 0 or (value == 0 and not name.endswith(("_per_byte", "stall_s"))):
+        if (
+            not math.isfinite(value)
+            or value < 0
+            or (value == 0 and not name.endswith(("_per_byte", "stall_s", "hop_s")))
+        ):
             raise _broken(origin, f"'{name}' (={value}) must be a positive number")
-    if machine.measured is None:  # written last: without it the file has been cut off
+    if machine.described is not None:
+        _check_described(origin, machine)
+    elif machine.measured is None:  # written last: without it the file has been cut off
         raise _broken(origin, "the section [measured] is missing")
+    if machine.fabric is not None and machine.fabric.problem():
+        raise PlanError(f"machine: {origin}: {machine.fabric.problem()}.")
     for name in ("node", "network"):
         _check_table(origin, name, getattr(machine, name))
     return machine
@@ -216,6 +269,19 @@ def to_toml(machine: Machine) -> str:
     import tomli_w  # written by rank 0 only
 
     return tomli_w.dumps(_without_empty(dataclasses.asdict(machine)))
+
+
+def _check_described(origin: str, machine: Machine) -> None:
+    about = machine.described
+    if machine.measured is not None:
+        raise PlanError(f"machine: {origin}: has both [measured] and [described]; a machine is one of them.")
+    if about is not None and (min(about.ranks_per_node, about.cores_per_rank) < 1 or about.thread_efficiency > 1):
+        raise PlanError(
+            f"machine: {origin}: 'described': ranks_per_node (={about.ranks_per_node}) and cores_per_rank"
+            f" (={about.cores_per_rank}) must be at least 1, thread_efficiency (={about.thread_efficiency}) at most 1."
+        )
+    if not machine.network or (about and about.ranks_per_node > 1 and not machine.node):
+        raise PlanError(f"machine: {origin}: [network], and for several ranks a node [node], must be described.")
 
 
 def _check_table(origin: str, name: str, link: Link | None) -> None:
@@ -229,7 +295,8 @@ def _check_table(origin: str, name: str, link: Link | None) -> None:
 
 
 def _refuse_unknown(origin: str, tree: dict[str, Any], kind: type, prefix: str) -> None:
-    sections: dict[str, type] = {"node": Link, "network": Link, "rates": Rates, "measured": Measured}
+    sections: dict[str, type] = {"node": Link, "network": Link, "rates": Rates, "fabric": Fabric}
+    sections |= {"measured": Measured, "described": Described}
     names = {field.name for field in dataclasses.fields(kind)}
     for name, value in tree.items():
         if name not in names:

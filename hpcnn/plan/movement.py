@@ -82,6 +82,8 @@ class Movement:
     def _parcels(rank: int, mine: Box, others: Sequence[Box]) -> list[Parcel]:
         if not volume(mine):
             return []
-        size = len(others)
-        shared = ((peer, intersect(mine, others[peer])) for peer in ((rank + i) % size for i in range(1, size)))
+        size, (start, stop) = len(others), mine[0]
+        peers = ((rank + i) % size for i in range(1, size))
+        near = (peer for peer in peers if others[peer][0].start < stop and others[peer][0].stop > start)  # of thousands
+        shared = ((peer, intersect(mine, others[peer])) for peer in near)
         return [Parcel(peer, box) for peer, box in shared if volume(box)]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from hpcnn.arrays import Padding, Pair
 from hpcnn.errors import PlanError
-from hpcnn.geometry import NO_PADDING, Block
+from hpcnn.geometry import NO_PADDING, Block, blocks
 from hpcnn.plan.layout import Box, Layout, contains, hull, volume
 from hpcnn.plan.movement import Movement
 from hpcnn.plan.tiles import tile_cuts
@@ -143,6 +143,8 @@ def place(
             f"plan: '{name}' is to settle what it computes of its neighbours' input, and is not fused to that input."
             " Set fused = true, or settle = false."
         )
+    if not fused and set(layouts.values()) == {Layout(sample=ranks)}:
+        return _by_samples(model, ranks, num_samples)
     cuts = tile_cuts(model, layouts)
     owned = {
         layer.name: layouts[layer.name].boxes(ranks, num_samples, layer.output_shape, *cuts.get(layer.name, ()))
@@ -177,6 +179,26 @@ def place(
     images = tuple(map(hull, zip(*(needed[reader] for reader in readers[INPUT]), strict=True)))
     images = tuple((*box[:-1], Block(0, model.input_shape[-1])) if volume(box) else box for box in images)
     return Placement(layers=placed, images=images, loss=loss, loss_moved=loss_moved)
+
+
+def _by_samples(model: ModelSpec, ranks: int, num_samples: int) -> Placement:
+    """Return the placement of whole samples, where nothing overlaps and nothing moves: fast for thousands of ranks."""
+    samples, known, placed = blocks(num_samples, ranks), {}, {}
+
+    def boxes(tail: Box) -> tuple[Box, ...]:
+        if tail not in known:
+            known[tail] = tuple((n, *tail) if n.size else (Block(0, 0),) * (1 + len(tail)) for n in samples)
+        return known[tail]
+
+    for layer in model.layers:
+        made: Box = tuple(Block(0, size) for size in layer.output_shape)
+        own, read, no = boxes(made), boxes(needs(layer, (samples[0], *made))[1:]), (False,) * len(layer.inputs)
+        placed[layer.name] = Placed(
+            owned=own, computed=own, partial=own, needed=read, moved=no, returned=own, reached=read, settled=no
+        )
+    first = [placed[layer.name].needed[0] for layer in model.layers if INPUT in layer.inputs]
+    images = boxes((*hull(first)[1:-1], Block(0, model.input_shape[-1])))
+    return Placement(layers=placed, images=images, loss=placed[model.layers[-1].name].owned, loss_moved=False)
 
 
 def _place_back(

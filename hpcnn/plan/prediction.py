@@ -73,8 +73,10 @@ def predict(model: ModelSpec, plan: Plan, buckets: Sequence[Bucket], site: Site)
     placement = plan.place(model, plan.global_batch)
     every = works(model, plan, placement, site)
     ways = [_mean(site.exchanged(bucket, model, plan.global_batch), bucket.every) for bucket in buckets]
-    loss = site.moved(Movement(placement.layers[model.layers[-1].name].owned, placement.loss))
-    player = _Player(model, every, buckets, ways, loss if placement.loss_moved else (NOWHERE, NOWHERE), site)
+    loss = (NOWHERE, NOWHERE)
+    if placement.loss_moved:
+        loss = site.moved(Movement(placement.layers[model.layers[-1].name].owned, placement.loss))
+    player = _Player(model, every, buckets, ways, loss, site)
     images = max(volume(box) for box in placement.images) * FLOAT_BYTES
     player.overhead_s = IMAGE_PASSES * images / site.machine.rates.memory_bytes_per_s
     for _ in range(STEPS):

@@ -5,8 +5,11 @@ as long as its messages: those in one direction follow one another at the rank's
 same time. All that the ranks of a node send to other nodes in one step shares the node's link to the network, and
 counts more (`Link.crossing`) unless they all exchange with the same nodes.
 
-Up to `MOST_EXACT` ranks every rank has its clock. Above, only the ranks of a few whole nodes are looked at (the first,
-the middle and the last), and steps are in lock step: each lasts as long as the slowest of these ranks takes.
+Up to `MOST_EXACT` ranks every rank has its clock. Above, steps are in lock step: each lasts as long as the slowest rank
+takes, and only the ranks of a few whole nodes are looked at: the first, the middle and the last. Collectives of more
+than `MOST_WALKED` ranks are priced by their flows instead (`flows.py`), of all ranks in lock step, if they are regular.
+Where the machine has a `Fabric`, what ranks send to other nodes lasts at least as long as the busiest link above the
+nodes needs for the messages of the step.
 """
 
 from __future__ import annotations
@@ -16,12 +19,18 @@ from functools import lru_cache
 from math import inf
 from typing import NamedTuple
 
+import numpy as np
+
 from hpcnn.plan import schedules
+from hpcnn.plan.flows import Shapes, shapes
 from hpcnn.plan.machine import Machine
 from hpcnn.plan.schedules import Schedule, Step
 
 MOST_EXACT = 64
 """Ranks that have a clock each."""
+
+MOST_WALKED = 32
+"""Ranks up to which a collective is priced by the schedules of all; above, by its flows where it is regular."""
 
 MOST_SAMPLED = 16
 """Ranks looked at where there are more, unless a single node has more."""
@@ -46,6 +55,8 @@ class Traffic(NamedTuple):
     """Ranks to be waited for."""
     routes: tuple[frozenset[int], frozenset[int]]
     """Other nodes to which the rank sends, and from which it receives."""
+    away: tuple[tuple[int, int, int], ...] = ()
+    """Where there is a fabric: own node, other node and bytes of what is sent to other nodes."""
 
 
 def price(
@@ -119,6 +130,9 @@ def allreduce_seconds(
     limit_s: float = inf,
 ) -> float:
     """Return what an all-reduce of `count` elements costs (see `price`)."""
+    found = regular("allreduce", algorithm, machine, nodes)
+    if found is not None:
+        return found.seconds(machine, count, itemsize, wire_bytes or itemsize)
 
     def schedule_of(rank: int) -> Schedule:
         return schedules.allreduce(algorithm, rank, len(nodes), count, nodes=nodes)
@@ -138,12 +152,22 @@ def blocks_seconds(
     limit_s: float = inf,
 ) -> float:
     """Return what an "allgather" or "reduce_scatter" of even blocks, `count` elements in all, costs (see `price`)."""
+    found = regular(kind, algorithm, machine, nodes)
+    if found is not None:
+        return found.seconds(machine, count, itemsize, wire_bytes or itemsize)
     build = schedules.allgather if kind == "allgather" else schedules.reduce_scatter
 
     def schedule_of(rank: int) -> Schedule:
         return build(algorithm, rank, len(nodes), count, nodes=nodes)
 
     return price(schedule_of, machine, nodes, itemsize=itemsize, wire_bytes=wire_bytes, limit_s=limit_s)
+
+
+def regular(kind: str, algorithm: str, machine: Machine, nodes: tuple[int, ...]) -> Shapes | None:
+    """Return the shapes by which a collective is priced; None where it is priced by its schedules."""
+    if len(nodes) <= MOST_WALKED:
+        return None
+    return shapes(kind, algorithm, nodes, machine.fabric, machine.link(same_node=False).crossing)
 
 
 class _Pricer:
@@ -157,7 +181,11 @@ class _Pricer:
         self._widening = self._gamma * max(0, itemsize - wire_bytes) / wire_bytes
         self._links = (machine.link(same_node=False), machine.link(same_node=True))
         self._shared = len(set(nodes)) < len(nodes) and len(set(nodes)) > 1
-        self._seconds: dict[tuple[bool, int, bool], float] = {}
+        self._seconds: dict[tuple[bool, float, int, bool], float] = {}
+        self._fabric = machine.fabric
+        self._number = {node: index for index, node in enumerate(dict.fromkeys(nodes))}
+        if self._fabric is not None:
+            self._fabric.check_nodes(len(self._number))
 
     def clocks(self, all_ranks: Sequence[Schedule], limit_s: float) -> float:
         """Return when the last rank's clock stops, each waiting for its partners only."""
@@ -187,6 +215,14 @@ class _Pricer:
     def _traffic(self, rank: int, step: Step) -> Traffic:
         nodes, here, wire = self._nodes, self._nodes[rank], self._wire
         loads, peers, routes = [], [], []
+        away: tuple[tuple[int, int, int], ...] = ()
+        if self._fabric is not None:
+            number = self._number
+            away = tuple(
+                (number[here], number[nodes[peer]], (stop - start) * wire)
+                for peer, start, stop in step.sends
+                if nodes[peer] != here
+            )
         for transfers in (step.sends, step.receives):
             node_bytes = node_messages = network_bytes = network_messages = 0
             for peer, start, stop in transfers:
@@ -199,13 +235,17 @@ class _Pricer:
                     network_messages += 1
             loads.append(Load(node_bytes, node_messages, network_bytes, network_messages))
             routes.append(frozenset([nodes[peer] for peer, _, _ in transfers if nodes[peer] != here]))
-        return Traffic(loads[0], loads[1], step.combine == "sum", tuple(peers), (routes[0], routes[1]))
+        return Traffic(loads[0], loads[1], step.combine == "sum", tuple(peers), (routes[0], routes[1]), away)
 
     def _costs(self, ranks: Sequence[int], traffic: Sequence[Traffic]) -> list[float]:
         """Return the seconds of one step of each rank."""
+        above, hops_s = self._above(traffic)
         if not self._shared:
             return [
-                max(self._direction(t.out, t.out.network_bytes, t.summing), self._back(t, t.back.network_bytes))
+                max(
+                    self._direction(t.out, max(above, t.out.network_bytes), t.summing, hops_s),
+                    self._back(t, max(above, t.back.network_bytes), hops_s),
+                )
                 for t in traffic
             ]
         out: dict[int, int] = {}
@@ -221,31 +261,43 @@ class _Pricer:
             out[node] = round(self._links[False].crossing * out[node])
             back[node] = round(self._links[False].crossing * back[node])
         return [
-            max(self._direction(t.out, out[node], t.summing), self._back(t, back[node]))
+            max(
+                self._direction(t.out, max(above, out[node]), t.summing, hops_s),
+                self._back(t, max(above, back[node]), hops_s),
+            )
             for node, t in zip(here, traffic, strict=True)
         ]
 
-    def _back(self, traffic: Traffic, on_link: int) -> float:
+    def _above(self, traffic: Sequence[Traffic]) -> tuple[float, float]:
+        """Return the bytes that the busiest link above the nodes passes, as a node's port would, and its seconds."""
+        sent = [one for t in traffic for one in t.away]
+        if self._fabric is None or not sent:
+            return 0.0, 0.0
+        source, target, num_bytes = np.array(sent).T
+        passage = self._fabric.passage(source, target, num_bytes)
+        return passage.busiest, passage.hops * self._fabric.hop_s
+
+    def _back(self, traffic: Traffic, on_link: float, hops_s: float) -> float:
         load = traffic.back
-        seconds = self._direction(load, on_link, traffic.summing)
+        seconds = self._direction(load, on_link, traffic.summing, hops_s)
         if traffic.summing and self._widening:
             seconds += self._widening * (load.node_bytes + load.network_bytes)
         return seconds
 
-    def _direction(self, load: Load, on_link: int, summing: bool) -> float:
-        """Return the seconds of one direction, `on_link` bytes in all being on the node's link to the network."""
+    def _direction(self, load: Load, on_link: float, summing: bool, hops_s: float) -> float:
+        """Return the seconds of one direction, `on_link` bytes in all being on the busiest link of the network."""
         seconds = 0.0
         if load.node_messages:
-            seconds += self._messages(True, load.node_bytes, load.node_messages, summing)
+            seconds += self._messages(True, load.node_bytes, load.node_bytes, load.node_messages, summing)
         if load.network_messages:
-            seconds += self._messages(False, on_link, load.network_messages, summing)
+            seconds += self._messages(False, on_link, load.network_bytes, load.network_messages, summing) + hops_s
         return seconds
 
-    def _messages(self, same_node: bool, num_bytes: int, count: int, summing: bool) -> float:
-        key = (same_node, num_bytes, summing)
+    def _messages(self, same_node: bool, num_bytes: float, own_bytes: int, count: int, summing: bool) -> float:
+        key = (same_node, num_bytes, own_bytes, summing)
         seconds = self._seconds.get(key)
         link = self._links[same_node]
         if seconds is None:
-            seconds = link.seconds(num_bytes, summing=summing, gamma_s_per_byte=self._gamma)
+            seconds = link.seconds(num_bytes, summing=summing, gamma_s_per_byte=self._gamma, own_bytes=own_bytes)
             self._seconds[key] = seconds
         return seconds + (count - 1) * link.alpha_s

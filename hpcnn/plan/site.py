@@ -95,6 +95,10 @@ class Site:
 
     def looked_at(self) -> tuple[int, ...]:
         """Return the ranks whose computation is priced: all, or of many the ends and the middle."""
+        return self._looked_at
+
+    @cached_property
+    def _looked_at(self) -> tuple[int, ...]:
         return tuple(range(self.ranks)) if self.ranks <= 16 else pricing.representatives(self.nodes)
 
     def moved(self, movement: Movement) -> tuple[Journey, Journey]:
@@ -105,18 +109,7 @@ class Site:
         if bounds is not None:
             count = bounds[-1]
             return self.blocks("allgather", count, self.nodes), self.blocks("reduce_scatter", count, self.nodes)
-        there = [_parcels(movement, rank) for rank in self.looked_at()]
-        seconds = _parcels_seconds(movement, self.machine, self.nodes)
-        sent = max(there, key=lambda schedule: schedule.num_elements_sent)
-        fetched = max(there, key=lambda schedule: schedule.count - schedule.num_elements_sent)
-        return (
-            Journey(seconds, sent.num_elements_sent * FLOAT_BYTES, sent.num_messages),
-            Journey(
-                seconds,
-                (fetched.count - fetched.num_elements_sent) * FLOAT_BYTES,
-                sum(len(step.receives) for step in fetched.steps),
-            ),
-        )
+        return _parcels_journeys(movement, self.machine, self.nodes, self.looked_at())
 
     def blocks(self, kind: str, count: int, nodes: tuple[int, ...], wire_bytes: int = FLOAT_BYTES) -> Journey:
         """Return what an "allgather" or "reduce_scatter" of `count` elements costs among ranks on `nodes`."""
@@ -129,12 +122,12 @@ class Site:
             )
         elif name == "halving-doubling":
             name = "butterfly"
+        seconds = pricing.blocks_seconds(kind, name, count, self.machine, nodes, wire_bytes=wire_bytes)
+        found = pricing.regular(kind, name, self.machine, nodes)
+        if found is not None:
+            return _journey(seconds, *found.sent(count), wire_bytes)
         build = schedules.allgather if kind == "allgather" else schedules.reduce_scatter
-        return self._journey(
-            pricing.blocks_seconds(kind, name, count, self.machine, nodes, wire_bytes=wire_bytes),
-            [build(name, rank, size, count, nodes=nodes) for rank in _few(size)],
-            wire_bytes,
-        )
+        return _busiest(seconds, [build(name, rank, size, count, nodes=nodes) for rank in _few(size)], wire_bytes)
 
     def summed(
         self,
@@ -152,11 +145,12 @@ class Site:
             name = choice.allreduce_algorithm(
                 count * itemsize, size, self.machine, nodes, itemsize=itemsize, wire_bytes=wire_bytes
             )
-        return self._journey(
-            pricing.allreduce_seconds(name, count, self.machine, nodes, itemsize, wire_bytes),
-            [schedules.allreduce(name, rank, size, count, nodes=nodes) for rank in _few(size)],
-            wire_bytes or itemsize,
-        )
+        seconds = pricing.allreduce_seconds(name, count, self.machine, nodes, itemsize, wire_bytes)
+        found = pricing.regular("allreduce", name, self.machine, nodes)
+        if found is not None:
+            return _journey(seconds, *found.sent(count), wire_bytes or itemsize)
+        some = [schedules.allreduce(name, rank, size, count, nodes=nodes) for rank in _few(size)]
+        return _busiest(seconds, some, wire_bytes or itemsize)
 
     def exchanged(self, bucket: Bucket, model: ModelSpec, global_batch: int) -> tuple[Journey, Journey]:
         """Return what a bucket's gradients cost to become global, and its parameters to become current."""
@@ -175,10 +169,14 @@ class Site:
         errors = self.blocks("allgather", global_batch * num_out, nodes, self.wire_bytes)
         return inputs.and_then(errors), gather
 
-    @staticmethod
-    def _journey(seconds: float, some: Sequence[Schedule], itemsize: int = FLOAT_BYTES) -> Journey:
-        busiest = max(some, key=lambda schedule: (schedule.num_elements_sent, schedule.num_messages))
-        return Journey(seconds, busiest.num_elements_sent * itemsize, busiest.num_messages)
+
+def _journey(seconds: float, num_elements: int, num_messages: int, itemsize: int) -> Journey:
+    return Journey(seconds, num_elements * itemsize, num_messages)
+
+
+def _busiest(seconds: float, some: Sequence[Schedule], itemsize: int) -> Journey:
+    busiest = max(some, key=lambda schedule: (schedule.num_elements_sent, schedule.num_messages))
+    return _journey(seconds, busiest.num_elements_sent, busiest.num_messages, itemsize)
 
 
 def _few(size: int) -> tuple[int, ...]:
@@ -203,5 +201,18 @@ def _transfer(parcel: Parcel, start: int) -> Transfer:
 
 
 @lru_cache(maxsize=4096)
-def _parcels_seconds(movement: Movement, machine: Machine, nodes: tuple[int, ...]) -> float:
-    return pricing.price(lambda rank: _parcels(movement, rank), machine, nodes)
+def _parcels_journeys(
+    movement: Movement, machine: Machine, nodes: tuple[int, ...], looked_at: tuple[int, ...]
+) -> tuple[Journey, Journey]:
+    there = [_parcels(movement, rank) for rank in looked_at]
+    seconds = pricing.price(lambda rank: _parcels(movement, rank), machine, nodes)
+    sent = max(there, key=lambda schedule: schedule.num_elements_sent)
+    fetched = max(there, key=lambda schedule: schedule.count - schedule.num_elements_sent)
+    return (
+        Journey(seconds, sent.num_elements_sent * FLOAT_BYTES, sent.num_messages),
+        Journey(
+            seconds,
+            (fetched.count - fetched.num_elements_sent) * FLOAT_BYTES,
+            sum(len(step.receives) for step in fetched.steps),
+        ),
+    )

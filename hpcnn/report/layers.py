@@ -18,6 +18,7 @@ from hpcnn.report.run import Run
 from hpcnn.report.traced import LayerTime
 from hpcnn.report.untrusted import clean
 from hpcnn.spec import ModelSpec
+from hpcnn.train.groups import config_of_group, count_groups
 
 MOST_RANKS = 256
 """Steps of more ranks are not predicted here: that takes longer than reading the page."""
@@ -60,9 +61,13 @@ def layers_of(run: Run) -> Layers:
         if (run.num_ranks or 0) > MOST_RANKS:
             notes.append(f"Steps of more than {MOST_RANKS} ranks are not predicted here; `hpcnn plan` does it.")
         elif model is not None and run.config is not None and run.plan_text is not None:
-            plan = planner.from_toml(run.plan_text, model, run.config.train.global_batch)
+            groups = count_groups(run.config, run.num_ranks) if run.num_ranks else 1
+            config = config_of_group(run.config, groups)
+            plan = planner.from_toml(run.plan_text, model, config.train.global_batch)
             costs_of = {cost.name: cost for cost in costs.layer_costs(model, plan)}
-            prediction = _predict(run.config, run, model, plan, notes)
+            prediction = _predict(config, run, model, plan, notes)
+            if groups > 1:
+                notes.append(f"The plan is that of one of {groups} groups of ranks; averages are not predicted.")
     except (HpcnnError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
         notes.append(f"The plan does not fit the model, sizes and predictions are left out: {clean(error)}")
         costs_of, prediction = {}, None

@@ -19,7 +19,18 @@ from hpcnn.nn.parameter import ParameterSet, assign
 from hpcnn.train.atomic import replacing
 from hpcnn.train.model_file import Checkpoint, load, read_step, write
 
-__all__ = ["Checkpoint", "Latest", "Store", "find", "latest", "load", "restore_into", "slots_of", "tensors_of"]
+__all__ = [
+    "Checkpoint",
+    "Latest",
+    "Store",
+    "find",
+    "latest",
+    "load",
+    "restore_into",
+    "slots_of",
+    "tensors_of",
+    "to_resume",
+]
 
 FOLDER = "checkpoints"
 BEST = "best.h5"
@@ -127,6 +138,24 @@ def latest(run_folder: str | Path) -> Latest | None:
             f"checkpoint: none in '{run_folder}' can be used. {' '.join(refusals)} Start again without --resume."
         )
     return None
+
+
+def to_resume(run_folder: str | Path, data_fingerprint: str) -> Latest | None:
+    """Return the newest good checkpoint of a run that goes on with the data of this fingerprint, if there are any.
+
+    Raises
+    ------
+    CheckpointError
+        If all are damaged, or it was trained on other data.
+    """
+    found = latest(run_folder)
+    if found is not None and found.checkpoint.data_fingerprint != data_fingerprint:
+        raise CheckpointError(
+            f"checkpoint: '{found.checkpoint.path}' was trained on other images (={found.checkpoint.data_fingerprint},"
+            f" these are {data_fingerprint}); a resumed run needs the same data. Set data.source back, or start anew"
+            " with --init."
+        )
+    return found
 
 
 def find(path: str | Path) -> Checkpoint:

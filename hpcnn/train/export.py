@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hpcnn.arrays import zeros
@@ -11,6 +12,7 @@ from hpcnn.errors import CheckpointError, ConfigError
 from hpcnn.nn import models
 from hpcnn.nn.onnx import to_onnx
 from hpcnn.nn.parameter import ParameterSet
+from hpcnn.nn.separation import OWN_STATE
 from hpcnn.spec import ModelSpec
 from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train.atomic import replacing
@@ -64,6 +66,7 @@ def export_onnx(path: Path, loaded: Checkpoint, config: Config) -> ModelSpec:
     statistics = {
         f"{layer.name}/{short}": zeros(shape) for layer in spec.layers for short, shape in layer.statistics.items()
     }
+    loaded = replace(loaded, statistics={n: s for n, s in loaded.statistics.items() if not n.startswith(OWN_STATE)})
     checkpoints.restore_into(loaded, model=spec.name, parameters=parameters, statistics=statistics)
     model = to_onnx(
         spec,

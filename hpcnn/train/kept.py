@@ -18,9 +18,9 @@ from hpcnn.arrays import Array
 from hpcnn.comm.world import World
 from hpcnn.geometry import Block, slices
 from hpcnn.nn.parameter import ParameterSet
-from hpcnn.parallel.program import Program
 from hpcnn.spec import Part, whole
 from hpcnn.train.checkpoint import Checkpoint, slots_of
+from hpcnn.train.setup import Parts
 
 VALUES, STATISTICS = "parameters", "statistics"
 """Names of the flat vectors beside the optimizer's slots."""
@@ -37,20 +37,21 @@ class _Copy(NamedTuple):
 
 
 class Keeper:
-    """Keeps copies of a run's state (collective to make).
+    """Keeps copies of a run's state, for ranks that outlive others (collective to make).
 
     Parameters
     ----------
-    program : Program
-        Its model, plan and exchange say who has what.
+    parts : Parts
+        Model, plan and exchange say who has what.
     state : dict of str to Array, shape (count,)
         The optimizer's.
-    world : World
-        The ranks.
     """
 
-    def __init__(self, program: Program, state: Mapping[str, Array], world: World) -> None:
+    def __init__(self, parts: Parts, state: Mapping[str, Array]) -> None:
+        program, world = parts.program, parts.world
         self._program, self._state, self._world = program, state, world
+        self._every, self._total = parts.config.fault.keep_every_steps, parts.total_steps
+        world.outlive()
         model, exchange = program.model, program.exchange
         cut = any(number > 1 for number in program.plan.cut.values())
         self._distance = distance(world.hostnames)
@@ -64,6 +65,10 @@ class Keeper:
                 count = sum(array.size for array in model.statistics.values())
                 mine[VALUES], mine[STATISTICS] = (Block(0, model.parameters.values.size),), (Block(0, count),)
             self._stretches = world.broadcast_obj(world.gather_obj(mine))
+
+    def due(self, step: int) -> bool:
+        """Return whether the state after so many steps is to be kept."""
+        return step % self._every == 0 and step < self._total and self._program.exchange.complete
 
     def keep(self, step: int, best_accuracy: float) -> None:
         """Copy the state after so many steps, which all ranks have finished (collective)."""

@@ -1,11 +1,12 @@
 """The record of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard events beside it on request.
 
 Every line has `event` and `step`, the number of updates made so far. Events: "step" (epoch loss accuracy lr
-images_per_second step_s compute_s exposed_comm_s hidden_comm_s input_wait_s bytes_sent messages_sent), "epoch" (with
-test results) and "end" (a summary, and peak_memory_bytes of the rank that took most; with GPUs also
-peak_device_memory_bytes, of the arrays of the rank with most of them). compute_s is the step's time less what was
-waited for other ranks and images: on a GPU too, where the step waits for the loss. Communication that the
-computation waited for is exposed, the rest of the time in which messages were under way is hidden.
+images_per_second step_s compute_s exposed_comm_s hidden_comm_s input_wait_s bytes_sent messages_sent), "average" (of
+replicas: see `train/rules/rule.py`), "epoch" (with test results) and "end" (a summary, and peak_memory_bytes of the
+rank that took most; with GPUs also peak_device_memory_bytes, of the arrays of the rank with most of them). compute_s
+is the step's time less what was waited for other ranks and images: on a GPU too, where the step waits for the loss.
+Communication that the computation waited for is exposed, the rest of the time in which messages were under way is
+hidden.
 A number that is not finite is written as null, so that every line is JSON.
 """
 
@@ -24,7 +25,7 @@ from hpcnn.errors import ConfigError, DataError
 from hpcnn.train.atomic import replacing
 
 FILE = "metrics.jsonl"
-Event: TypeAlias = Literal["step", "epoch", "end"]
+Event: TypeAlias = Literal["step", "average", "epoch", "end"]
 Record: TypeAlias = dict[str, Any]
 
 

@@ -40,9 +40,10 @@ _ATTRIBUTES: dict[str, type] = {
     "epoch": int,
     "best_accuracy": float,
     "lazy_steps": int,
+    "average": str,
 }
 
-_LATER = {"lazy_steps": 0}
+_LATER: dict[str, int | str] = {"lazy_steps": 0, "average": ""}
 """What files of earlier versions lack."""
 
 
@@ -69,6 +70,8 @@ class Checkpoint:
     """Best test accuracy so far."""
     lazy_steps: int = 0
     """Length of the next round of lazy updates; 0: there are none."""
+    average: str = ""
+    """State of the rule that averages replicas (`Rule.state`); the file holds their average."""
     data_fingerprint: str = ""
     """Names the training data, so that a run does not go on with other data unnoticed."""
     path: Path | None = None

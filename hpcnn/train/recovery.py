@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from hpcnn.comm.failure import rank_failure, why_not_survivable
 from hpcnn.comm.verdict import name_ranks
 from hpcnn.comm.world import World
 from hpcnn.config import Config
 from hpcnn.errors import ConfigError, RankFailure
+from hpcnn.train.observer import Observer
 from hpcnn.train.outcome import Outcome
-from hpcnn.train.setup import assemble
+from hpcnn.train.setup import Parts, assemble
 from hpcnn.train.trainer import Trainer
 
 MOST_ATTEMPTS, NOTICE_S = 10, 1.0
@@ -35,7 +38,9 @@ def check(config: Config) -> None:
         )
 
 
-def train(trainer: Trainer, init: Path | None = None) -> tuple[Trainer, Outcome]:
+def train(
+    trainer: Trainer, init: Path | None = None, observers: Callable[[Parts], Sequence[Observer]] = lambda parts: ()
+) -> tuple[Trainer, Outcome]:
     """Train to the end, without ranks that die on the way if the configuration says so (collective).
 
     Parameters
@@ -44,6 +49,8 @@ def train(trainer: Trainer, init: Path | None = None) -> tuple[Trainer, Outcome]
         Prepared.
     init : Path, optional
         What the run began with; it begins with it again if nothing else is left of it.
+    observers : callable
+        Makes those of a trainer, as they were made for the first.
 
     Returns
     -------
@@ -70,14 +77,15 @@ def train(trainer: Trainer, init: Path | None = None) -> tuple[Trainer, Outcome]
             trainer.world.revoke()
         if trainer.world.all_well(outcome is not None) and outcome is not None:
             return trainer, outcome
-        trainer = _recover(trainer, init, failure or RankFailure("train: a rank died at the end of the run."))
+        failure = failure or RankFailure("train: a rank died at the end of the run.")
+        trainer = _recover(trainer, failure, lambda old, world: _again(old, world, init, observers))
 
 
-def _recover(old: Trainer, init: Path | None, failure: RankFailure) -> Trainer:
+def _recover(old: Trainer, failure: RankFailure, again: Callable[[Trainer, World], Trainer]) -> Trainer:
     """Return a trainer for the ranks that are left (collective among them); `failure` is raised if all are."""
     world, attempts = old.world, 0
     with old.request:  # a signal that asks to stop must not end a rank now
-        old.close()
+        old.parts.close()
         while True:
             world.revoke()
             world = world.survivors()
@@ -89,7 +97,7 @@ def _recover(old: Trainer, init: Path | None, failure: RankFailure) -> Trainer:
                 continue
             new = None
             try:
-                new = _again(old, world, init)
+                new = again(old, world)
             except Exception as error:
                 if rank_failure(error) is None:
                     raise
@@ -98,10 +106,12 @@ def _recover(old: Trainer, init: Path | None, failure: RankFailure) -> Trainer:
                 return new
 
 
-def _again(old: Trainer, world: World, init: Path | None) -> Trainer:
+def _again(old: Trainer, world: World, init: Path | None, observers: Callable[[Parts], Sequence[Observer]]) -> Trainer:
     """Return a trainer for `world`, in the last state of `old` that is to be had (collective)."""
     kept = old.keeper.collect(world) if old.keeper is not None else None
-    new = Trainer(assemble(old.config, world), old.folder, progress_stream=sys.stderr, result_stream=sys.stdout)
+    parts = assemble(old.config, world)
+    streams: dict[str, TextIO] = {"progress_stream": sys.stderr, "result_stream": sys.stdout}
+    new = Trainer(parts, old.folder, **streams, observers=observers(parts))
     new.request = old.request
     new.prepare(resume=True, init=init, kept=kept)
     lost = sorted(set(old.world.ranks) - set(world.ranks))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -10,26 +9,29 @@ import numpy as np
 
 from hpcnn import configuration, gpu
 from hpcnn.arrays import bfloat16
+from hpcnn.comm.collectives import allreduce
 from hpcnn.comm.world import World
-from hpcnn.config import Config
+from hpcnn.config import Config, TrainConfig
 from hpcnn.data import DataSet, open_data
+from hpcnn.data.dataset import Subset
 from hpcnn.data.loader import Part
-from hpcnn.data.sampler import steps_per_epoch
 from hpcnn.data.sources import check_alike, has_test_images
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
+from hpcnn.nn.separation import FeatureLoss, RejectionMargin, SubspaceSeparation
 from hpcnn.ops.backend import set_compute
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
 from hpcnn.plan import planner
 from hpcnn.plan.buckets import Bucket
 from hpcnn.plan.exchanges import choose_buckets, lazy_rounds
-from hpcnn.plan.machine import DEFAULT
+from hpcnn.plan.machine import DEFAULT, Machine
 from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.planner import Plan
 from hpcnn.plan.search import plan_for
 from hpcnn.plan.site import Site
 from hpcnn.spec import ModelSpec
+from hpcnn.train.groups import Draw, Groups, config_of_group, make_draw, make_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,27 @@ class Parts:
     """What a configuration describes, built on this rank."""
 
     config: Config
-    world: World
+    groups: Groups
+    recipe: TrainConfig
+    """Of this rank's group: the configuration's, with the group's part of the batch."""
+    draw: Draw
     train_data: DataSet
     test_data: DataSet | None
+    """What of the test set this rank's group evaluates."""
+    validation_data: DataSet | None
+    """Held-out training images, all of them."""
     program: Program
-    steps_per_epoch: int
     total_steps: int
+
+    @property
+    def world(self) -> World:
+        """All ranks; those of the group are the program's world."""
+        return self.groups.world
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which all groups together go through as many images as there are."""
+        return self.draw.steps_per_epoch
 
     @property
     def model(self) -> Model:
@@ -51,18 +68,20 @@ class Parts:
 
     def close(self) -> None:
         """Close the data sets."""
-        for data in (self.train_data, self.test_data):
+        for data in (self.train_data, self.test_data, self.validation_data):
             if data is not None:
                 data.close()
 
 
-def assemble(config: Config, world: World, plan_text: str | None = None) -> Parts:
+def assemble(config: Config, world: World, plan_text: str | None = None, *, train_data: DataSet | None = None) -> Parts:
     """Build everything a configuration describes (collective).
 
     Parameters
     ----------
     plan_text : str, optional
         A saved plan to obey instead of the configuration's preset.
+    train_data : DataSet, optional
+        Training images instead of the configuration's, and no test images.
 
     Raises
     ------
@@ -70,60 +89,88 @@ def assemble(config: Config, world: World, plan_text: str | None = None) -> Part
         The same on every rank: a data set that cannot be opened, a model that does not fit the images, a plan that
         cannot be run.
     """
+    world.compare({"configuration": configuration.to_toml(config)})  # ranks are divided by it
     open_device(config, world)
-    with world.agreeing():  # one node may not see a file, or read it as damaged
-        train_data = open_data(config.data, "train")
-        test_data = open_data(config.data, "test") if has_test_images(config.data) else None
-        if test_data is not None:
-            check_alike(train_data, test_data)
+    groups = make_groups(config, world)
+    mine, group = config_of_group(config, groups.count), groups.group
+    draw, train_data, test_data, validation_data = _open(config, groups, train_data)
     spec = models.configured(config.model, train_data.image_shape, train_data.num_classes)
-    machine = DEFAULT
-    if config.exchange.machine:
-        with world.agreeing():
-            machine = load_machine(config.exchange.machine)
-    world.engine.machine = machine
-    world.engine.segment_bytes = machine.segment_bytes(single_node=len(set(world.engine.nodes)) == 1)
-    plan = _plan(config, spec, world, plan_text)
-    world.watchdog.timeout_s = config.exchange.timeout_seconds
-    world.engine.watch(world.watchdog)
+    machine = _prepare_worlds(config, groups)
+    plan = _plan(mine, spec, group, plan_text)
     buckets = choose_buckets(
         spec,
         config.exchange.kind,
         bucket_bytes=config.exchange.bucket_bytes,
-        ranks=world.size,
-        global_batch=config.train.global_batch,
+        ranks=group.size,
+        global_batch=mine.train.global_batch,
         machine=machine,
-        nodes=world.engine.nodes,
+        nodes=group.engine.nodes,
         plan=plan,
-        rank=world.rank,
-        wire_bytes=Site.of(config, machine, world.engine.nodes).wire_bytes,
+        rank=group.rank,
+        wire_bytes=Site.of(mine, machine, group.engine.nodes).wire_bytes,
         every=lazy_rounds(spec, config.exchange.lazy_layers, config.exchange.lazy_steps),
     )
-    _check_agreement(world, config, spec, plan, buckets)
-    per_epoch = steps_per_epoch(len(train_data), config.train.global_batch)
+    _check_agreement(world, spec, plan, buckets)
     dtype = np.float64 if config.train.compute == "fp64" else np.float32
     activation = bfloat16() if config.train.compute == "bf16" else dtype
     with world.agreeing(), device_errors(config):  # one GPU may have less room than others
-        parts = plan.parts(spec, world.rank)
+        parts = plan.parts(spec, group.rank)
         model = Model(spec, config.train.seed, dtype, parts, activation=activation, place=config.device)
     program = Program(
         model,
         plan,
-        world,
-        make_exchange(config.exchange, spec, plan, buckets, model.parameters, world),
+        group,
+        make_exchange(config.exchange, spec, plan, buckets, model.parameters, group),
         label_smoothing=config.train.label_smoothing,
+        feature_loss=_feature_loss(config, model, group),
         sync_batchnorm=config.model.sync_batchnorm,
         algorithm="auto" if config.exchange.algorithm == "nccl" else config.exchange.algorithm,
     )
     return Parts(
         config=config,
-        world=world,
+        groups=groups,
+        recipe=mine.train,
+        draw=draw,
         train_data=train_data,
         test_data=test_data,
+        validation_data=validation_data,
         program=program,
-        steps_per_epoch=per_epoch,
-        total_steps=config.train.steps or config.train.epochs * per_epoch,
+        total_steps=config.train.steps or config.train.epochs * draw.steps_per_epoch,
     )
+
+
+def _open(
+    config: Config, groups: Groups, given: DataSet | None
+) -> tuple[Draw, DataSet, DataSet | None, DataSet | None]:
+    """Return how to draw images, and the training, test and held-out images (collective).
+
+    `given` training images are taken instead of the configuration's, and no test images.
+    """
+    with groups.world.agreeing():  # one node may not see a file, or read it as damaged
+        train = open_data(config.data, "train") if given is None else given
+        draw = make_draw(config, groups, len(train))
+        test = open_data(config.data, "test") if given is None and has_test_images(config.data) else None
+        if test is not None:
+            check_alike(train, test)
+            if len(test) >= groups.count > 1:
+                test = Subset(test, np.arange(groups.index, len(test), groups.count))
+        held_out = None
+        if draw.validation is not None:  # opened once more: the loader's thread reads the first one
+            held_out = Subset(open_data(config.data, "train"), draw.validation)
+    return draw, train, test, held_out
+
+
+def _prepare_worlds(config: Config, groups: Groups) -> Machine:
+    """Tell all worlds what links cost, and how long to wait for ranks; return the machine (collective)."""
+    machine = DEFAULT
+    if config.exchange.machine:
+        with groups.world.agreeing():
+            machine = load_machine(config.exchange.machine)
+    for world in groups.worlds:
+        world.engine.machine = machine
+        world.engine.segment_bytes = machine.segment_bytes(single_node=len(set(world.engine.nodes)) == 1)
+    groups.watch(config.exchange.timeout_seconds)
+    return machine
 
 
 def open_device(config: Config, world: World) -> None:
@@ -151,6 +198,16 @@ def device_errors(config: Config) -> AbstractContextManager[None]:
     return gpu.out_of_memory() if config.device == "cuda" else nullcontext()
 
 
+def _feature_loss(config: Config, model: Model, world: World) -> FeatureLoss | None:
+    """Return the term that the configuration adds to the cross entropy, if any; the model's statistics get its own."""
+    if config.separation.method == "none":
+        return None
+    kind = RejectionMargin if config.separation.method == "rejection" else SubspaceSeparation
+    term = kind(model.spec, config.separation, lambda sums: allreduce(world.comm, sums, label="class matrices"))
+    model.statistics |= term.statistics  # saved, restored and broadcast with them
+    return term
+
+
 def _plan(config: Config, spec: ModelSpec, world: World, plan_text: str | None) -> Plan:
     """Return the plan to obey; what has to be searched for is found by rank 0 (collective)."""
     site = Site.of(config, world.engine.machine, world.engine.nodes)
@@ -170,13 +227,12 @@ def batch_part(program: Program, num_samples: int) -> Part:
     return Part(samples, rows, columns, route.labels)
 
 
-def _check_agreement(world: World, config: Config, model: ModelSpec, plan: Plan, buckets: tuple[Bucket, ...]) -> None:
-    """Raise on all ranks if some have read another configuration than others, as from a stale copy (collective)."""
+def _check_agreement(world: World, model: ModelSpec, plan: Plan, buckets: tuple[Bucket, ...]) -> None:
+    """Raise on all ranks if some have come to other things than others, as from a stale file (collective)."""
     parts = {
-        "configuration": configuration.to_toml(config),
         "model": repr(model),
         "plan": planner.to_toml(plan),
         "bucket layout": repr([(bucket.layers, bucket.kind, bucket.cut) for bucket in buckets]),
         "machine": repr(world.engine.machine),
     }
-    world.compare({name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()})
+    world.compare(parts)

@@ -63,3 +63,13 @@ class StopRequest:
         if not self.requested:
             self.reason = signal.Signals(number).name
             self.requested = True
+
+
+def ignore_requests() -> None:
+    """Let no signal take the place of the exit code from here on, as all is saved.
+
+    Ranks do not end at the same moment. A launcher that sees the first one end with another code than 0, such as 75,
+    sends SIGTERM to those that are still ending (`srun --kill-on-bad-exit`), and would report that instead.
+    """
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

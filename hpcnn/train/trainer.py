@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -19,19 +21,21 @@ from hpcnn.arrays import Array
 from hpcnn.comm.engine import URGENT
 from hpcnn.comm.persistent import prepare_allreduce
 from hpcnn.data.loader import Loader
-from hpcnn.errors import CheckpointError, ConfigError, NumericsError
+from hpcnn.errors import ConfigError, NumericsError
 from hpcnn.ops import squared_norm
 from hpcnn.parallel.whole import Whole
 from hpcnn.plan import planner
 from hpcnn.timeline import Timeline
 from hpcnn.train import checkpoint as checkpoints
 from hpcnn.train import learning_rate, optimizers
-from hpcnn.train.evaluate import Score, evaluate
+from hpcnn.train.evaluate import Score, evaluate_shares
 from hpcnn.train.feed import Feed
 from hpcnn.train.kept import Keeper
 from hpcnn.train.metrics import MetricsWriter, peak_memory_bytes, read, summarise
+from hpcnn.train.observer import Observer
 from hpcnn.train.outcome import Outcome
 from hpcnn.train.progress import Progress
+from hpcnn.train.rules import Record, make_rule
 from hpcnn.train.setup import Parts, batch_part
 from hpcnn.train.signals import EXIT_STOPPED, StopRequest
 from hpcnn.train.update import StepUpdate
@@ -50,14 +54,25 @@ class Trainer:
         Where config.toml, plan.toml, metrics.jsonl, checkpoints/ and final.h5 go; rank 0 writes.
     progress_stream, result_stream : TextIO
         Where rank 0 shows progress and writes the results of epochs.
+    observers : sequence of Observer
+        Look at the network between steps.
     """
 
-    def __init__(self, parts: Parts, folder: Path, *, progress_stream: TextIO, result_stream: TextIO) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        folder: Path,
+        *,
+        progress_stream: TextIO,
+        result_stream: TextIO,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.parts = parts
         self.config = parts.config
         self.world = parts.world
         self.program = parts.program
         self.folder = folder
+        self.observers = observers
         self.writes = self.world.rank == 0
         self.step = 0
         self.best_accuracy = 0.0
@@ -73,15 +88,19 @@ class Trainer:
         self.timeline = Timeline(num_steps=self.config.log.trace_steps)
         if self.config.device == "cuda":
             self.timeline.marks = gpu.Ranges()
-        self.program.timeline = self.world.engine.timeline = self.timeline
+        self.program.timeline = self.timeline
+        for world in parts.groups.worlds:
+            world.engine.timeline = self.timeline
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
-        self.whole = Whole(parts.model, self.program.plan, self.world)
-        self._totals = np.zeros(4)  # of a step: loss, correct answers, requests to stop, failed loaders
+        self.rule = make_rule(parts, self.optimizer)
+        self.whole = Whole(parts.model, self.program.plan, self.program.world)
+        # Of a step: loss, correct answers, requests to stop, failed loaders, what features add to the loss.
+        self._totals = np.zeros(5)
         self._sum_totals = prepare_allreduce(
             self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
         )
         self.rate = learning_rate.build(
-            self.config.train, steps_per_epoch=parts.steps_per_epoch, total_steps=parts.total_steps
+            parts.recipe, steps_per_epoch=parts.steps_per_epoch, total_steps=parts.total_steps
         )
 
     # -- before -----------------------------------------------------------------------------------------------------
@@ -116,21 +135,15 @@ class Trainer:
                 self._metrics = MetricsWriter(
                     self.folder, resumed_step=self.step if resume else None, tensorboard=self.config.log.tensorboard
                 )
-
+        for observer in self.observers:
+            observer.begin(self.folder, self.step)
         if self.config.fault.on_rank_failure == "continue":
-            self.world.outlive()
-            self.keeper = Keeper(self.program, self.optimizer.state, self.world)
+            self.keeper = Keeper(self.parts, self.optimizer.state)
             self.keeper.keep(self.step, self.best_accuracy)
 
     def say(self, words: str) -> None:
         """Show a line among the progress."""
         self._progress.message(words)
-
-    def close(self) -> None:
-        """Close data sets and files of a trainer that does not come to its end."""
-        self.parts.close()
-        if self._metrics is not None:
-            self._metrics.close()
 
     def _open_folder(self, resume: bool) -> None:
         if (self.folder / "metrics.jsonl").exists() and not resume:
@@ -148,18 +161,12 @@ class Trainer:
 
     def _newest(self) -> checkpoints.Checkpoint | None:
         """Return the run's newest good checkpoint, or None before the first."""
-        found = checkpoints.latest(self.folder)
+        found = checkpoints.to_resume(self.folder, self.parts.train_data.fingerprint())
         if found is None:
             return None
-        loaded, fingerprint = found.checkpoint, self.parts.train_data.fingerprint()
         if found.warning:
-            self._progress.message(f"hpcnn: warning: {found.warning} Going on from {loaded.path}.")
-        if loaded.data_fingerprint != fingerprint:
-            raise CheckpointError(
-                f"checkpoint: '{loaded.path}' was trained on other images (={loaded.data_fingerprint}, these are"
-                f" {fingerprint}); a resumed run needs the same data. Set data.source back, or start anew with --init."
-            )
-        return loaded
+            self._progress.message(f"hpcnn: warning: {found.warning} Going on from {found.checkpoint.path}.")
+        return found.checkpoint
 
     def _restore(self, loaded: checkpoints.Checkpoint | None, *, parameters_only: bool) -> None:
         """Put a checkpoint that rank 0 read into every rank (collective)."""
@@ -174,15 +181,19 @@ class Trainer:
                     statistics=None if parameters_only else room.statistics,
                     optimizer=None if parameters_only else room.state,
                 )
-        mine = (False,) * 4 if loaded is None else (True, loaded.step, loaded.best_accuracy, loaded.lazy_steps)
-        found, step, best, lazy_steps = self.world.broadcast_obj(mine)
-        if not found:
+        mine = None
+        if loaded is not None:
+            mine = loaded.step, loaded.best_accuracy, loaded.lazy_steps, loaded.average
+        found = self.world.broadcast_obj(mine)
+        if found is None:
             return
+        step, best, lazy_steps, average = found
         arrays = [room.parameters.values]
         if not parameters_only:
             arrays += [*room.statistics.values(), *room.state.values()]
             self.step, self.best_accuracy = step, best
             self.program.exchange.resume_rounds(lazy_steps)
+            self.rule.restore(average)
         for array in arrays:
             self.world.broadcast(array)
         self.whole.take(room, self.optimizer.state)
@@ -199,7 +210,7 @@ class Trainer:
         DataError
             On every rank, when any rank cannot read its samples.
         """
-        total = self.parts.total_steps
+        total, every = self.parts.total_steps, self.config.checkpoint.every_steps
         score, stopped = None, ""
         self._progress.start(total, initial=self.step)
         with self._progress, self._loader() as loader, self.request as request:
@@ -207,58 +218,79 @@ class Trainer:
             if self.step < total:
                 feed.fetch()
                 self.world.agree(feed.error)
+            if self.step == 0:
+                self._observe()
             while self.step < total and not stopped:
-                self.program.exchange.ends_round = self._ends_epoch(self.step + 1) or _due(
-                    self.step + 1, self.config.checkpoint.every_steps
-                )
+                self.program.exchange.ends_round = self._ends_epoch(self.step + 1) or _due(self.step + 1, every)
                 with self.timeline.step(self.step + 1):
                     stopped = self._step(feed, request)
+                self._observe()
                 if not self.program.exchange.complete:
                     stopped = ""  # the request stands until the round is over
-                save = bool(stopped) or _due(self.step, self.config.checkpoint.every_steps)
+                save = bool(stopped) or _due(self.step, every)
                 ends_epoch = self._ends_epoch(self.step)
-                keep = self._is_to_keep()
+                keep = self.keeper is not None and self.keeper.due(self.step)
                 if save or ends_epoch or keep:
                     self.program.exchange.settle()
                     self.program.average_statistics()
-                if ends_epoch:
-                    score = self._end_of_epoch(save=save) or score
-                elif save:
-                    self._save()
+                if save or ends_epoch:
+                    for observer in self.observers:
+                        observer.settle()
+                    with self.rule.averaged() as record:
+                        self._note_average(record)
+                        if ends_epoch:
+                            score = self._end_of_epoch(save=save) or score
+                        else:
+                            self.save()
                 if keep and self.keeper is not None:
                     self.keeper.keep(self.step, self.best_accuracy)
         return self._finish(score, stopped)
+
+    def _observe(self) -> None:
+        """Show the network to the observers whose turn it is, with all parameters current."""
+        for observer in self.observers:
+            if observer.due(self.step):
+                self.program.exchange.settle()
+                observer.observe(self.step)
 
     def _step(self, feed: Feed, request: StopRequest) -> str:
         """Make one update; return the reason to stop, if any rank has one."""
         program, train, batch, images = self.program, self.config.train, feed.batch, feed.images
         self.world.watchdog.doing = f"step {self.step + 1}"
-        begin, before, wait_before = time.perf_counter(), self.world.communication, feed.wait_seconds
+        begin, before, wait_before = time.perf_counter(), self.parts.groups.communication, feed.wait_seconds
         context = program.context(
-            training=True, seed=train.seed, step=self.step, samples=batch.samples, global_batch=train.global_batch
+            training=True,
+            seed=train.seed,
+            step=self.step,
+            samples=batch.samples,
+            global_batch=self.parts.recipe.global_batch,
         )
-        update, totals = self._update(), self._totals
+        update, totals, term = self._update(), self._totals, program.feature_loss
 
         def between(loss: float, num_correct: int) -> None:
             """Fetch the next batch, and have the ranks' totals travel ahead of all gradients."""
             if self.step + 1 < self.parts.total_steps:
                 feed.fetch()
-            totals[:] = loss, num_correct, request.requested, feed.error is not None
+            totals[:] = loss, num_correct, request.requested, feed.error is not None, term.value if term else 0.0
             self._sum_totals.start()
 
-        program.train_step(images, batch.labels, context, update, between)
+        with self._agreeing_on_norms():
+            program.train_step(images, batch.labels, context, update, between)
         self._sum_totals.wait()
         self._check(totals, feed)
         self.step += 1
+        if self.rule.settles(self.step):
+            program.exchange.settle()
+            self._note_average(self.rule.after_step(self.step))
         if self._metrics is not None:
             step_s = time.perf_counter() - begin
-            spent, wait_s = self.world.communication - before, feed.wait_seconds - wait_before
+            spent, wait_s = self.parts.groups.communication - before, feed.wait_seconds - wait_before
             shown = {
-                "loss": totals[0],
+                "loss": totals[0] / self.parts.groups.count,
                 "accuracy": totals[1] / train.global_batch,
                 "images_per_second": train.global_batch / step_s,
                 "lr": update.lr,
-            }
+            } | ({"separation": totals[4]} if term else {})
             self._metrics.write(
                 "step",
                 self.step,
@@ -274,6 +306,15 @@ class Trainer:
             )
             self._progress.step(self.step, **shown)
         return (request.reason or "a signal to another rank") if totals[2] else ""
+
+    def _agreeing_on_norms(self) -> AbstractContextManager[None]:
+        """Return what makes all groups raise when one finds a gradient that is no number; in one group all do."""
+        alone = self.parts.groups.count == 1 or not self.config.train.clip_norm
+        return nullcontext() if alone else self.world.agreeing()
+
+    def _note_average(self, record: Record | None) -> None:
+        if record is not None and self._metrics is not None:
+            self._metrics.write("average", self.step, epoch=self._epoch, **record)
 
     def _check(self, totals: np.ndarray, feed: Feed) -> None:
         """Raise on all ranks what the ranks' totals show: a loss that is no number, or a loader that failed."""
@@ -309,28 +350,25 @@ class Trainer:
         """Whether an epoch, or the run, is over after so many steps."""
         return step == self.parts.total_steps or step % self.parts.steps_per_epoch == 0
 
-    def _is_to_keep(self) -> bool:
-        """Whether to copy the state after this step, for the ranks that outlive others."""
-        due = self.keeper is not None and _due(self.step, self.config.fault.keep_every_steps)
-        return due and self.step < self.parts.total_steps and self.program.exchange.complete
-
     def _loader(self) -> Loader:
         return Loader(
             self.parts.train_data,
             self.config.data,
-            global_batch=self.config.train.global_batch,
+            global_batch=self.parts.draw.batch,
             seed=self.config.train.seed,
-            part=batch_part(self.program, self.config.train.global_batch),
+            part=batch_part(self.program, self.parts.recipe.global_batch),
             first_step=self.step,
             num_steps=self.parts.total_steps - self.step,
+            rows=self.parts.draw.rows,
+            share=self.parts.draw.share,
         )
 
     def _end_of_epoch(self, *, save: bool) -> Score | None:
         """Evaluate and save as configured; always after the last step, and save when told to."""
         log, last = self.config.log, self.step == self.parts.total_steps
-        score = None
-        if self.parts.test_data is not None and (last or _due(self._epoch, log.evaluate_every_epochs)):
-            score = evaluate(self.program, self.parts.test_data, self.config.train.global_batch)
+        score, parts = None, self.parts
+        if parts.test_data is not None and (last or _due(self._epoch, log.evaluate_every_epochs)):
+            score = evaluate_shares(self.program, parts.groups, parts.test_data, parts.recipe.global_batch)
             shown = {"test_accuracy": score.accuracy, "test_loss": score.loss}
             self._progress.epoch(self._epoch, **shown)
             if self._metrics is not None:
@@ -339,10 +377,10 @@ class Trainer:
         if score is not None and best:
             self.best_accuracy = score.accuracy
         if save or last or best or _due(self._epoch, self.config.checkpoint.every_epochs):
-            self._save(best=best, final=last)
+            self.save(best=best, final=last)
         return score
 
-    def _save(self, *, best: bool = False, final: bool = False) -> None:
+    def save(self, *, best: bool = False, final: bool = False) -> None:
         """Write a checkpoint (collective); an error is raised on all ranks.
 
         Parameters that are no numbers are not saved: a ReLU may hide them from the loss, and the checkpoints that are
@@ -378,6 +416,7 @@ class Trainer:
             epoch=self.step // self.parts.steps_per_epoch,
             best_accuracy=self.best_accuracy,
             lazy_steps=self.program.exchange.round_steps,
+            average=self.rule.state,
             data_fingerprint=self.parts.train_data.fingerprint(),
         )
 

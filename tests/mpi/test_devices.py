@@ -48,6 +48,21 @@ def assert_same(found: Result, expected: Result) -> None:
             np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
 
 
+@pytest.mark.parametrize("layer", ["fc2", "pool"])
+def test_features_on_a_device_are_kept_apart_as_on_the_host(layer, copies):
+    recipe = (
+        "separation.method=geodesic",
+        "separation.dimension=1",
+        "separation.weight=9",
+        f"separation.layer={layer}",
+    )
+    with backend.use("numpy"):
+        expected = run("data", *recipe)
+        assert not np.array_equal(expected.tensors["fc1/weight"], run("data").tensors["fc1/weight"])
+    with fake_gpu():
+        assert_same(run("data", *recipe, copies=copies), expected)
+
+
 @pytest.mark.parametrize("preset", ["data", "hybrid", "hybrid-rows", "model", "spatial", "tiled-groups"])
 def test_every_preset_trains_on_device_arrays_as_on_the_host(preset, copies):
     with backend.use("numpy"):

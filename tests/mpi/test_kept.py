@@ -35,7 +35,7 @@ class Run:
         self.parts: Parts = assemble(configuration.load("lenet5", ["train.global_batch=20", *settings]), world)
         self.optimizer = optimizers.build(self.parts.config.train, self.parts.model.parameters)
         self.whole = Whole(self.parts.model, self.parts.program.plan, world)
-        self.keeper = Keeper(self.parts.program, self.optimizer.state, world)
+        self.keeper = Keeper(self.parts, self.optimizer.state)
         spec = self.parts.model.spec
         self.layout = ParameterSet.of(spec.layers)
         self.statistics = {

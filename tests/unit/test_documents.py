@@ -12,7 +12,14 @@ from hpcnn import configuration
 from hpcnn.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "kernels").glob("*.md")])
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "kernels").glob("*.md"),
+        *(ROOT / "slurm").glob("*.md"),
+    ]
+)
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -61,6 +61,7 @@ from hpcnn.plan.schedules.collectives import (
     reduce_scatter,
 )
 from hpcnn.plan.schedules.direct import ALLTOALL_ALGORITHMS, alltoall, alltoall_places, gather
+from hpcnn.plan.schedules.mixing import mixing, num_stages
 from hpcnn.plan.schedules.schedule import Combine, Schedule, Step, Transfer
 
 __all__ = [
@@ -76,6 +77,8 @@ __all__ = [
     "alltoall",
     "alltoall_places",
     "gather",
+    "mixing",
+    "num_stages",
     "reduce_scatter",
     "validate",
 ]

@@ -22,10 +22,15 @@ FLAGS = {
     "hpcnn evaluate": "run --set --json",
     "hpcnn export": "run --onnx --set",
     "hpcnn plan": "config --ranks --set --machine --ranks-per-node --save --plan --json",
+    "hpcnn simulate": (
+        "config --ranks --plans --exchanges --algorithms --samples-per-rank --set --machine --ranks-per-node"
+        " --breakdown --out"
+    ),
     "hpcnn data import": "source --out --size --kind --skip-broken --seed",
     "hpcnn data fetch": "name --out --mirror --from",
     "hpcnn data info": "source",
     "hpcnn profile": "--out --max-bytes --seconds --model --set --batch --preset --layer-seconds",
+    "hpcnn analyze information-plane": "run --out --no-plots",
     "hpcnn bench overlap": "config --set --kinds --steps --repeats --json",
     "hpcnn bench allreduce": (
         "--sizes --min-bytes --max-bytes --algorithms --seconds --machine --plot --repeats --json"

@@ -111,3 +111,25 @@ def test_ranks_are_listed_shortly(ranks, text):
 def test_hosts_are_told_for_a_few_ranks_only():
     assert "ranks 1 (host n01), 2 (host n02)" == name_ranks([1, 2], HOSTS)
     assert "ranks 0-4" == name_ranks(range(5), HOSTS)
+
+
+def test_a_collective_of_a_group_is_waited_for_by_its_members_only():
+    # Ranks 0 and 2 are a group; rank 2 hangs. Ranks 1 and 3 have gone on and wait for rank 0, which has an excuse.
+    group = {"group": (0, 2)}
+    starts = {"engine": [1], "group": [4]}
+    waits_in_group = Waiting(0, "mixing, stage 1", 4, 65.2)
+    waits_in_all = Waiting(0, "loss and correct answers", 2, 65.2)
+    reports = {0: Report(starts=starts, waiting={"group": waits_in_group}, alarmed=True, members=group)}
+    for peer in (1, 3):
+        reports[peer] = Report(starts={"engine": [2], "group": [9]}, waiting={"engine": waits_in_all}, alarmed=True)
+    words = conclude(0, reports, list("abcd"))
+    assert words.startswith("rank 2 (host c) has not joined 'mixing, stage 1' for 65 s, in which rank 0 waits")
+    assert Report.decode(reports[0].encode()).members["group"] == [0, 2]
+
+
+def test_of_a_group_others_than_its_members_are_never_blamed():
+    reports = {
+        0: Report(starts={"group": [1]}, waiting={"group": Waiting(0, "sum", 1, 65.2)}, members={"group": (0, 2)})
+    }
+    reports[2] = Report(starts={"group": [0]})
+    assert conclude(0, reports, list("abcd")).startswith("rank 2 (host c) has not joined 'sum'")

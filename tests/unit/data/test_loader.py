@@ -154,3 +154,24 @@ def test_several_ranks_read_one_file_each_with_its_own_handle(make_file, expecte
     parts = [batches(handle, config, rank=rank, size=3, num_steps=2) for rank, handle in enumerate(handles)]
     whole = join([part[0] for part in parts])
     np.testing.assert_allclose((expected_rows(count=40)[whole.samples] / 255 - 0.4) / 0.3, whole.images, atol=1e-5)
+
+
+def test_shares_of_a_batch_are_what_groups_get_of_it(data: MemoryDataSet) -> None:
+    whole = batches(data)
+    groups = [
+        batches(data, share=Block(4 * index, 4 * index + 4), part=part(4, data.image_shape)) for index in range(3)
+    ]
+    for step, batch in enumerate(whole):
+        for field in ("images", "labels", "samples"):
+            found = np.concatenate([getattr(group[step], field) for group in groups])
+            np.testing.assert_array_equal(getattr(batch, field), found)
+
+
+def test_a_loader_of_some_rows_serves_each_once_an_epoch_under_its_number_in_the_set(data: MemoryDataSet) -> None:
+    rows = np.arange(3, 50, 2)
+    epochs = batches(data, rows=rows, global_batch=8, num_steps=6)
+    for epoch in (epochs[:3], epochs[3:]):
+        seen = np.concatenate([batch.samples for batch in epoch])
+        assert sorted(seen) == list(rows)
+        np.testing.assert_array_equal(np.concatenate([batch.labels for batch in epoch]), data.labels[seen])
+    assert not np.array_equal(epochs[0].samples, epochs[3].samples)

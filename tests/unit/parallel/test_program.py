@@ -13,7 +13,8 @@ from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import Exchange, Update
 from hpcnn.parallel.exchange.carrier import Carrier
-from hpcnn.parallel.program import Program, compile_operations
+from hpcnn.parallel.operations import compile_operations
+from hpcnn.parallel.program import Program
 from hpcnn.plan.buckets import make_buckets
 from hpcnn.plan.planner import make_plan
 from hpcnn.spec import INPUT

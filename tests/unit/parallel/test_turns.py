@@ -12,7 +12,8 @@ from hpcnn.geometry import output_size
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.nn.models.yolo import yolo16
-from hpcnn.parallel.program import Program, compile_operations
+from hpcnn.parallel.operations import compile_operations
+from hpcnn.parallel.program import Program
 from hpcnn.parallel.turns import make_turns
 from hpcnn.plan.planner import Plan, in_turns, make_plan
 from hpcnn.plan.turns import peak_elements

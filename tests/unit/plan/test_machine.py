@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hpcnn.errors import PlanError
+from hpcnn.plan.fabric import Fabric
 from hpcnn.plan.machine import (
     DEFAULT_NETWORK,
     DEFAULT_NODE,
@@ -144,3 +145,44 @@ def test_messages_are_cut_shorter_on_slow_links():
     assert 1 << 20 == machine.segment_bytes(single_node=True)
     between = Machine(network=Link(alpha_s=1e-4, beta_s_per_byte=8e-9)).segment_bytes(single_node=False)
     assert 0.005 < between * 8e-9 <= 0.01
+
+
+DESCRIBED = """
+[network]
+alpha_s = 2e-6
+beta_s_per_byte = 1e-10
+[fabric]
+kind = "fat-tree"
+switch_nodes = [4, 16]
+oversubscription = [1.0, 2.0]
+[described]
+sources = "made up"
+"""
+
+
+def test_a_described_machine_needs_no_measurement_and_is_read_back() -> None:
+    machine = from_toml(DESCRIBED)
+    assert machine.fabric == Fabric(kind="fat-tree", switch_nodes=(4, 16), oversubscription=(1.0, 2.0))
+    assert from_toml(to_toml(machine)) == machine
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("[4, 16]", "[4, 18]", "must each be a multiple of the one before"),
+        ("[4, 16]", "[4]", "must be equally long"),
+        ("[1.0, 2.0]", "[1.0, -2.0]", r"'fabric.oversubscription' \(=-2.0\) must be a positive number"),
+        ('"fat-tree"', '"hypercube"', "'fabric.kind'"),
+        ('"fat-tree"', '"torus"', r"'fabric.shape' \(=\[\]\) must name the nodes"),
+        ("switch_nodes", "switches", "unknown key 'fabric.switches'"),
+        ('sources = "made up"', "ranks_per_node = 2", "sources"),
+        ('"made up"', '"made up"\nranks_per_node = 2', r"for several ranks a node \[node\]"),
+        ('"made up"', '"made up"\nranks_per_node = 0', "must be"),
+        ('"made up"', '"made up"\nthread_efficiency = 1.5', "at most 1"),
+        ("[network]", "[node]", r"\[network\].* must be described"),
+        ("[described]", "[measured]\nhosts = 1\nranks = 1\ncores = 1\nmpi = 'x'\n[described]", "has both"),
+    ],
+)
+def test_descriptions_that_make_no_machine_are_refused(old: str, new: str, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        from_toml(DESCRIBED.replace(old, new))

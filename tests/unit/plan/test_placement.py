@@ -9,6 +9,7 @@ from operator import mul
 import numpy as np
 import pytest
 
+from hpcnn import configuration
 from hpcnn.errors import PlanError
 from hpcnn.geometry import Block, blocks, slices
 from hpcnn.nn import models
@@ -328,3 +329,15 @@ def test_tiles_lie_under_those_of_the_layer_above() -> None:
     assert pools
     assert not any(placed.layers[layer.name].moved[0] for layer in pools)
     assert extent(placed.images[0])[1:3] != (76, 76)
+
+
+@pytest.mark.parametrize("preset", ["lenet5", "resnet20"])
+@pytest.mark.parametrize(("ranks", "num_samples"), [(1, 3), (2, 5), (5, 5), (6, 4)])
+def test_whole_samples_are_placed_at_once_as_one_layer_after_the_other(preset, ranks, num_samples, monkeypatch):
+    settings = configuration.load(preset, [])
+    model = models.configured(settings.model, settings.data.image_shape, settings.data.num_classes)
+    layouts = {layer.name: Layout(sample=ranks) for layer in model.layers}
+    fast = placement.place(model, layouts, frozenset(), ranks, num_samples)
+    monkeypatch.setattr(placement, "set", lambda layouts: None, raising=False)  # so that the shortcut is not taken
+    monkeypatch.setattr(placement, "_by_samples", lambda *args: pytest.fail("the shortcut was taken"))
+    assert fast == placement.place(model, layouts, frozenset(), ranks, num_samples)

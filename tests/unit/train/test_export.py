@@ -31,7 +31,7 @@ def make_checkpoint(config: Config = CONFIG, dtype: type = np.float32, **changes
     made = Checkpoint(
         model=model.spec.name,
         parameters=tensors,
-        statistics=model.statistics,
+        statistics=model.statistics | {"separation/matrices": np.zeros((10, 6))},  # a loss's own, left out of the file
         config=configuration.to_toml(config),
         step=5,
         data_fingerprint=fingerprint,

@@ -79,3 +79,26 @@ def test_a_rank_that_hangs_while_it_computes_is_named_with_the_bucket_and_the_st
     # It has joined the sum of fc3, but it does not look after what comes then either.
     assert "fc2" in line or (kind == "sharded" and "'parameters of fc3'" in line)
     assert "while others were at step 5" in line  # gradients of step 4 travel behind it
+
+
+MIXING_HANG = """
+import functools, time
+from hpcnn.comm import start
+from hpcnn.train.rules.mixing import Mixing
+world = functools.cache(start)
+original = Mixing.after_step
+def after_step(self, step):
+    if world().rank == 2 and step == 4:
+        time.sleep(80)
+    return original(self, step)
+Mixing.after_step = after_step
+"""
+
+
+def test_a_group_that_hangs_is_named_though_others_wait_for_one_another_in_another_world(tmp_path):
+    settings = "['average.rule=mixing', 'exchange.timeout_seconds=2', 'train.global_batch=18', 'train.warmup_epochs=0']"
+    result = run(tmp_path, settings, MIXING_HANG)
+    assert result.returncode != 0
+    (line,) = result.errors
+    assert "rank 2 (host" in line
+    assert "has not joined 'mixing, stage" in line

@@ -70,3 +70,12 @@ with signals.StopRequest() as request:
 def test_a_second_request_to_end_leaves_at_once_and_a_second_to_checkpoint_does_not(name, code):
     child = subprocess.run([sys.executable, "-c", CHILD.format(name=name)], timeout=30, check=False)
     assert child.returncode == code
+
+
+def test_a_rank_that_ends_keeps_its_exit_code_though_the_launcher_hurries_it():
+    program = (
+        "import os, signal, sys; from hpcnn.train.signals import EXIT_STOPPED, ignore_requests;"
+        "ignore_requests(); os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGUSR1);"
+        "sys.exit(EXIT_STOPPED)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == EXIT_STOPPED
