@@ -61,7 +61,7 @@ outlive() (
     [ "${HPCNN_MPI:-mpich}" = mpich ] || exit 0
     HPCNN_MPI=openmpi
     setup_environment
-    timeout 120 python scripts/chaos_ranks.py --runs 2
+    timeout 120 python scripts/chaos_ranks.py --runs 1 --kills 2
 )
 check "ranks that die" outlive
 # The job scripts, by a real Slurm; as root it is installed where it is missing.
