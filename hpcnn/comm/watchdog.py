@@ -33,6 +33,9 @@ LOOK_S = 0.1
 REPEATS = 4
 """How often a report is told within the time of grace: one that is older than that time is no longer true."""
 
+DISMISSALS = 6
+"""Times of grace within which ranks that were given up must be dead."""
+
 STAGGER_S, LONGEST_STAGGER_S = 0.25, 2.0
 """Ranks that give up on the lowest one speak in order of rank, this far apart: the first ends the rest."""
 
@@ -168,10 +171,14 @@ class Watchdog:
         if (mine.alarmed or others) and now >= self._next_tell:
             self._next_tell = now + self.grace_s / REPEATS
             self._post.tell(mine.encode())
-        if self._alarmed_at is not None and now - self._alarmed_at >= self._patience_s(others):
+        if self._alarmed_at is None:
+            return
+        overdue_s = now - self._alarmed_at - self._patience_s(others)
+        if overdue_s >= 0:
             rank = self._post.rank
             reports = {**fresh, rank: mine}
-            if not self.dismiss(absent(reports, self._hostnames)):
+            # Those that are dismissed are dead soon, or whoever was to see to that cannot.
+            if overdue_s > DISMISSALS * self.grace_s or not self.dismiss(absent(reports, self._hostnames)):
                 self._end(conclude(rank, reports, self._hostnames, self.doing))
 
     def _report(self, now: float) -> Report:
