@@ -56,7 +56,7 @@ class _Block:
 
     def __del__(self) -> None:
         free = _free  # None while the interpreter shuts down
-        if free is not None:
+        if free is not None and hasattr(self, "_memory"):  # there is none where it could not be had
             free.setdefault(self._memory.nbytes, []).append(self._memory)
 
 

@@ -9,6 +9,8 @@ import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Extent = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+Many = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0.0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
@@ -36,13 +38,13 @@ class DataConfig:
     """"builtin", "synthetic", an HDF5 file, or a folder with train.h5 and test.h5."""
     test: str = ""
     """HDF5 file of the test images where `source` is a file; empty: no test set."""
-    image_shape: tuple[Positive, Positive, Positive] = (32, 32, 3)
+    image_shape: tuple[Extent, Extent, Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]] = (32, 32, 3)
     """Rows, columns and channels of synthetic images."""
-    num_classes: Positive = 10
+    num_classes: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 10
     """Classes of the synthetic images."""
-    num_samples: Positive = 1024
+    num_samples: Many = 1024
     """Synthetic images in an epoch."""
-    crop_padding: Count = 0
+    crop_padding: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)] = 0
     """Augmentation: pad each side by so many pixels and crop back at a random place; 0: off."""
     flip: bool = False
     """Augmentation: mirror every second image, at random."""
@@ -60,7 +62,7 @@ class TrainConfig:
     """Updates to make; 0: as many as `epochs` gives."""
     epochs: Positive = 1
     """Passes over the training images, when `steps` is 0."""
-    global_batch: Positive = 128
+    global_batch: Many = 128
     """Samples of one update, over all ranks."""
     seed: Count = 1
     """Key of every random draw: initial weights, order, augmentation, dropout."""
@@ -98,8 +100,11 @@ class TrainConfig:
     """Largest global gradient norm; longer gradients are scaled down. 0: off."""
     label_smoothing: Fraction = 0.0
     """Share of the target probability spread evenly over all classes."""
-    reproducible: Literal[False] = False
-    """Same bits on any number of ranks. Not in this version: only False is accepted."""
+    reproducible: bool = False
+    """Same bits on any number of ranks: the batch is computed in virtual shards, and every sum over samples is a tree
+    over them. On CPUs of one type, with plan.preset "data" and one number of threads; slower."""
+    virtual_shards: Positive = 16
+    """Virtual shards of a reproducible run, at most as many ranks. Other numbers give other bits."""
     compute: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
     """Number format of the arithmetic; parameters, sums and updates are float32 in all but fp64. bf16 keeps activations
     and their gradients in 16 bits, tf32, on GPUs only, rounds the factors of matrix products. fp64 runs on plain NumPy,

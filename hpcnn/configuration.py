@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
-import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from hpcnn import bounded
 from hpcnn.config import Config
 from hpcnn.errors import ConfigError
 
@@ -55,6 +56,7 @@ def from_tree(tree: dict[str, Any]) -> Config:
         choices = _choices(key)
         rule = f"must be {choices}" if choices else _lower(what)
         raise ConfigError(f"config: '{key}' (={_value_at(tree, key)!r}): {rule}.") from None
+    _refuse_infinite(dataclasses.asdict(config), "")
     _refuse_combinations(config)
     return config
 
@@ -69,8 +71,8 @@ def to_toml(config: Config) -> str:
 def from_toml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration in a TOML text, with overrides applied; `origin` names it in errors."""
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = bounded.toml(text)
+    except ValueError as error:
         raise ConfigError(f"config: {origin} is not valid TOML: {error}.") from None
     for override in overrides:
         _apply(tree, override)
@@ -80,16 +82,15 @@ def from_toml(text: str, origin: str, overrides: Sequence[str] = ()) -> Config:
 def _read(source: str | Path) -> dict[str, Any]:
     name = str(source)
     if name in presets():
-        return tomllib.loads((resources.files("hpcnn") / "presets" / f"{name}.toml").read_text())
-    path = Path(source)
+        return bounded.toml((resources.files("hpcnn") / "presets" / f"{name}.toml").read_text())
     try:
-        return tomllib.loads(path.read_text())
+        return bounded.toml(bounded.text(source))
     except FileNotFoundError:
         hint = _suggestion(name, presets()) or f" Presets are: {', '.join(presets())}."
         raise ConfigError(f"config: '{name}' is neither a preset nor a file.{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: cannot read '{name}': {error}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"config: '{name}' is not valid TOML: {error}.") from None
 
 
@@ -100,8 +101,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(names):
         raise ConfigError(f"config: --set '{override}' must read section.key=value, such as train.lr=0.1.")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = bounded.toml(f"value = {text}")["value"]
+    except ValueError:
         value = text.strip()
     node = tree
     for name in names[:-1]:
@@ -124,6 +125,15 @@ def _refuse_unknown(tree: dict[str, Any], kind: type, prefix: str) -> None:
             _refuse_unknown(value, type(default), f"{path}.")
 
 
+def _refuse_infinite(tree: dict[str, Any], prefix: str) -> None:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            _refuse_infinite(value, f"{prefix}{name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"config: '{prefix}{name}' (={value}) must be a finite number.")
+
+
 def _refuse_combinations(config: Config) -> None:
     """Raise for settings that are right each by itself but do not go together."""
     device, compute, exchange = config.device, config.train.compute, config.exchange
@@ -137,6 +147,8 @@ def _refuse_combinations(config: Config) -> None:
             f"config: 'train.compute' (={compute!r}) runs on plain NumPy, 'device' is {device!r}."
             ' Set device = "cpu", or train.compute = "fp32".'
         )
+    if config.train.reproducible:
+        _refuse_irreproducible(config)
     if exchange.lazy_layers and exchange.lazy_steps < 2:
         raise ConfigError("config: 'exchange.lazy_steps' (=1) must be at least 2 with lazy layers.")
     analysis = config.analysis
@@ -177,6 +189,49 @@ def _refuse_combinations(config: Config) -> None:
                 f"config: 'exchange.algorithm' (='nccl') needs {key} = \"{needed}\", which is {value!r}."
                 ' Set that, or exchange.algorithm = "auto".'
             )
+
+
+def _refuse_irreproducible(config: Config) -> None:
+    """Raise for settings under which sums would go another way on another number of ranks, or might."""
+    train, exchange = config.train, config.exchange
+    for key, value, allowed in (
+        ("device", config.device, ("cpu",)),
+        ("train.compute", train.compute, ("fp32", "fp64")),
+        ("model.sync_batchnorm", config.model.sync_batchnorm, (True,)),
+        ("plan.preset", config.plan.preset, ("data",)),
+        ("plan.turns", config.plan.turns, ((1, 1),)),
+        ("exchange.kind", exchange.kind, ("allreduce", "sharded")),
+        (
+            "exchange.algorithm",
+            exchange.algorithm,
+            ("auto", "butterfly", "halving-doubling", "ring", "pairwise", "hierarchical"),
+        ),
+        ("exchange.wire", exchange.wire, ("fp32",)),
+        ("exchange.lazy_layers", exchange.lazy_layers, (0,)),
+        ("average.rule", config.average.rule, ("none",)),
+        ("separation.method", config.separation.method, ("none",)),
+        ("analysis.information_plane_every_steps", config.analysis.information_plane_every_steps, (0,)),
+    ):
+        if value not in allowed:
+            raise ConfigError(
+                f"config: 'train.reproducible' needs {key} = {' or '.join(map(_toml_word, allowed))}, which is"
+                f" {_toml_word(value)}: the order of sums would depend on the number of ranks, or is not known not to."
+            )
+    if train.global_batch < train.virtual_shards:
+        raise ConfigError(
+            f"config: 'train.global_batch' (={train.global_batch}) must be at least 'train.virtual_shards'"
+            f" (={train.virtual_shards}): each shard needs a sample."
+        )
+    if exchange.kind == "sharded" and (train.optimizer == "lars" or train.clip_norm):
+        what = "train.optimizer = 'lars'" if train.optimizer == "lars" else "train.clip_norm"
+        raise ConfigError(
+            f"config: 'train.reproducible' with exchange.kind = 'sharded' cannot have {what}: each rank has slices of"
+            " tensors, and norms over slices depend on their number. Set exchange.kind = 'allreduce'."
+        )
+
+
+def _toml_word(value: object) -> str:
+    return json.dumps(value)
 
 
 def _refuse_averages(config: Config) -> None:

@@ -246,6 +246,7 @@ def _fake_cupy() -> Iterator[pytest.MonkeyPatch]:
     module.ascontiguousarray = lambda x: FakeArray(np.ascontiguousarray(x.memory))  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", module)
+        patch.setattr("hpcnn.cli.gpus._properties", list)  # there is no GPU to describe
         yield patch
 
 

@@ -24,5 +24,8 @@ def interpret(ranks: Sequence[Schedule], arrays: Sequence[np.ndarray]) -> list[n
                     arrays[rank][start:stop] += arrived
                 else:
                     arrays[rank][start:stop] = arrived
+        for rank, step in enumerate(steps):
+            for start, stop, source in step.additions:
+                arrays[rank][start:stop] += arrays[rank][source : source + stop - start]
         assert not any(mail.values()), "messages that nobody receives"
     return arrays

@@ -20,11 +20,12 @@ from hpcnn.analysis.torch_twin import TorchTwin
 from hpcnn.arrays import Shape
 from hpcnn.comm.world import World
 from hpcnn.data import open_data
-from hpcnn.geometry import Block, split
+from hpcnn.geometry import Block
 from hpcnn.nn import models
 from hpcnn.nn.model import Model
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
+from hpcnn.parallel.reproducible import ReproducibleProgram
 from hpcnn.plan.exchanges import choose_buckets
 from hpcnn.plan.planner import make_plan
 from hpcnn.train import optimizers
@@ -46,6 +47,7 @@ class StepTiming:
     peer_s: float | None
     peer_fastest_s: float | None
     loss_difference: float | None
+    reproducible_s: float | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -56,6 +58,11 @@ class StepTiming:
     def speedup(self) -> float | None:
         """Peer's median over ours; None without a peer."""
         return None if self.peer_s is None else self.peer_s / self.step_s
+
+    @property
+    def reproducible_cost(self) -> float | None:
+        """Median of the reproducible step by ours; None where it was not timed."""
+        return None if self.reproducible_s is None else self.reproducible_s / self.step_s
 
 
 class OwnStep:
@@ -69,9 +76,11 @@ class OwnStep:
         Samples over all ranks.
     world : World
         The ranks; each takes its share of the batch.
+    num_shards : int
+        Virtual shards of a reproducible run; 0: an ordinary one.
     """
 
-    def __init__(self, preset: str, global_batch: int, world: World) -> None:
+    def __init__(self, preset: str, global_batch: int, world: World, num_shards: int = 0) -> None:
         config = configuration.load(preset)
         with closing(open_data(config.data, "train")) as data:
             model = dataclasses.replace(config.model, dropout=0.0)
@@ -79,17 +88,22 @@ class OwnStep:
         self.recipe = config.train
         self.images, self.labels = random_batch(data.image_shape, data.num_classes, global_batch)
         self.model = Model(self.spec, seed=config.train.seed)
-        share = split(global_batch, world.size, world.rank)
-        self._share = slice(share.start, share.stop)
         plan = make_plan(self.spec, "data", world.size, global_batch)
         # Waiting at the step's end: all that belongs to a step is timed with it.
         settings = dataclasses.replace(config.exchange, wait="step")
         buckets = choose_buckets(
             self.spec, settings.kind, bucket_bytes=settings.bucket_bytes, ranks=world.size, global_batch=global_batch
         )
-        exchange = make_exchange(settings, self.spec, plan, buckets, self.model.parameters, world)
+        exchange = make_exchange(
+            settings, self.spec, plan, buckets, self.model.parameters, world, num_shards=num_shards
+        )
         self._world = world
-        self._program = Program(self.model, plan, world, exchange)
+        self._program = (
+            ReproducibleProgram(self.model, plan, world, exchange, num_shards=num_shards)
+            if num_shards
+            else Program(self.model, plan, world, exchange)
+        )
+        self._share = slice(*self._program.route(global_batch).labels)
         self._optimizer = optimizers.build(config.train, self.model.parameters)
 
     def __call__(self, step: int) -> tuple[float, float, float, float]:
@@ -143,7 +157,9 @@ def random_batch(shape: Shape, classes: int, count: int) -> tuple[np.ndarray, np
     return draw.standard_normal((count, *shape), dtype=np.float32), draw.integers(0, classes, count)
 
 
-def time_step(preset: str, *, global_batch: int, repeats: int, world: World, peer: bool = True) -> StepTiming:
+def time_step(
+    preset: str, *, global_batch: int, repeats: int, world: World, peer: bool = True, num_shards: int = 0
+) -> StepTiming:
     """Return the timing of one model's step (collective).
 
     Parameters
@@ -156,22 +172,36 @@ def time_step(preset: str, *, global_batch: int, repeats: int, world: World, pee
         The ranks.
     peer : bool
         Time PyTorch too, if it is installed and there is one rank.
+    num_shards : int
+        Also time the step of a reproducible run, in so many virtual shards; 0: not.
+
+    Raises
+    ------
+    PlanError
+        If there are fewer shards than ranks, or samples than shards.
     """
     own = OwnStep(preset, global_batch, world)
+    sharded = OwnStep(preset, global_batch, world, num_shards) if num_shards else None
     other = _peer_step(own, world.num_threads) if peer and world.size == 1 else None
     first_loss = own(0)[0]
     loss_difference = abs(other() - first_loss) / abs(first_loss) if other else None
-    phases, peer_times = [], []
+    phases, peer_times, sharded_times = [], [], [0.0] * repeats
+    if sharded:
+        sharded(0)
     for repeat in range(repeats):
         time.sleep(PAUSE_S)
         world.barrier()
         phases.append(own(repeat + 1)[1:])
+        if sharded:
+            world.barrier()
+            sharded_times[repeat] = sum(sharded(repeat + 1)[1:])
         if other:
             time.sleep(PAUSE_S)
             begin = time.perf_counter()
             other()
             peer_times.append(time.perf_counter() - begin)
     steps = np.array(world.comm.allgather([sum(phase) for phase in phases])).max(axis=0)
+    sharded_steps = np.array(world.comm.allgather(sharded_times)).max(axis=0)
     compute_s, exchange_s, update_s = (float(value) for value in np.median(np.array(phases), axis=0))
     return StepTiming(
         model=preset,
@@ -186,6 +216,7 @@ def time_step(preset: str, *, global_batch: int, repeats: int, world: World, pee
         peer_s=statistics.median(peer_times) if peer_times else None,
         peer_fastest_s=min(peer_times, default=None),
         loss_difference=loss_difference,
+        reproducible_s=float(np.median(sharded_steps)) if sharded else None,
     )
 
 

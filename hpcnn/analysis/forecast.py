@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from hpcnn import bounded
 from hpcnn.config import Config
 from hpcnn.data import open_data
 from hpcnn.errors import PlanError
@@ -55,14 +56,12 @@ def forecast(config: Config, model: ModelSpec, site: Site, plan_text: str | None
     """
     search = None
     if plan_text is not None:
-        plan = planner.from_toml(plan_text, model, config.train.global_batch)
+        plan = planner.from_toml(plan_text, model, config.train.global_batch, site.ranks)
     elif config.plan.preset == "auto":
         search = search_for(config, model, site)
         plan = planner.in_turns(search.plan, model, config.plan.turns)
     else:
         plan = plan_for(config, model, site)
-    if plan.ranks != site.ranks:
-        raise PlanError(f"plan: made for {plan.ranks} ranks, and there are {site.ranks}; both must be equal.")
     buckets = choose_buckets(
         model,
         config.exchange.kind,
@@ -81,6 +80,6 @@ def forecast(config: Config, model: ModelSpec, site: Site, plan_text: str | None
 def read_plan(path: Path) -> str:
     """Return the text of a saved plan; raises PlanError where it cannot be read."""
     try:
-        return path.read_text()
+        return bounded.text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"plan: cannot read '{path}': {error}.") from None

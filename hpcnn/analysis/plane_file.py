@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from hpcnn import bounded
 from hpcnn.analysis import plane
 from hpcnn.analysis.chain import MapGroups
 from hpcnn.config import AnalysisConfig
@@ -33,6 +34,7 @@ from hpcnn.errors import ConfigError, DataError
 from hpcnn.train.atomic import replacing
 
 FILE, GROUP = "analysis.h5", "information_plane"
+LARGEST_BYTES = 1 << 30
 KERNEL = "exp(-d^2 / (2 sigma^2))"
 Values: TypeAlias = dict[str, np.ndarray]
 """One measurement, by name: what ranks found, zero where another did."""
@@ -191,22 +193,23 @@ def read(path: Path) -> Plane | None:
     """
     import h5py
 
-    columns: Values = {}
     try:
+        bounded.require_regular(path)
         with h5py.File(path, "r") as file:
             if GROUP not in file:
                 return None
             group = file[GROUP]
+            # Hard links only, which do not lead out of the file.
+            names: list[str] = []
+            group.visititems(lambda name, one: names.append(name) if isinstance(one, h5py.Dataset) else None)
+            if sum(group[name].size * group[name].dtype.itemsize for name in names) > LARGEST_BYTES:
+                raise OSError(f"it claims more than {LARGEST_BYTES} bytes")
             layers = tuple(name.decode() for name in group["layers"][()])
             chain = tuple(map(bool, group["in_chain"][()]))
-            group.visititems(
-                lambda name, one: columns.update({name: one[()]}) if isinstance(one, h5py.Dataset) else None
-            )
-            attributes = dict(group.attrs)
-    except (OSError, KeyError) as error:
+            columns = {name: group[name][()] for name in names if name not in ("layers", "in_chain", "samples")}
+            attributes = {name: bounded.attribute(group, name) for name in group.attrs}
+    except Exception as error:  # damaged files make h5py raise nearly every built-in type
         raise DataError(f"analysis: cannot read '{path}': {error}. Move it away, or repeat the run.") from None
-    for name in ("layers", "in_chain", "samples"):
-        columns.pop(name)
     return Plane(attributes=attributes, layers=layers, chain=chain, columns=columns)
 
 

@@ -91,6 +91,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain(step, STEP)
     models = f"presets (default: {' '.join(STEP_MODELS)})"
     step.add_argument("--models", nargs="+", default=list(STEP_MODELS), metavar="NAME", help=models)
+    step.add_argument(
+        "--shards", type=_positive, default=0, metavar="V", help="also time reproducible steps, in V virtual shards"
+    )
     step.set_defaults(run=_step)
 
     overlap = kinds.add_parser("overlap", help="how much communication hides behind a configuration's training steps")
@@ -250,12 +253,26 @@ def _step(args: argparse.Namespace) -> int:
 
     world = start()
     timings = [
-        time_step(name, global_batch=args.batch, repeats=args.repeats, world=world, peer=not args.no_peer)
+        time_step(
+            name,
+            global_batch=args.batch,
+            repeats=args.repeats,
+            world=world,
+            peer=not args.no_peer,
+            num_shards=args.shards,
+        )
         for name in args.models
     ]
     if world.rank == 0:
         head = f"medians of {args.repeats} steps, {world.num_threads} threads a rank"
-        _report(f"{head}\n{format_table(STEP_HEADER, [_step_row(timing) for timing in timings])}", timings, args.json)
+        lines = [f"{head}\n{format_table(STEP_HEADER, [_step_row(timing) for timing in timings])}"]
+        lines += [
+            f"reproducible, in {args.shards} virtual shards: {timing.model} {1e3 * timing.reproducible_s:.1f} ms,"
+            f" {timing.reproducible_cost:.2f} times as long"
+            for timing in timings
+            if timing.reproducible_s is not None
+        ]
+        _report("\n".join(lines), timings, args.json)
     return 0
 
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcnn import configuration
+from hpcnn import bounded, configuration
 from hpcnn.cli.manual import Manual, explain
 from hpcnn.config import AverageConfig, Config
 from hpcnn.errors import CheckpointError, ConfigError
@@ -130,7 +130,7 @@ def _text_of_classes(path: Path) -> str:
     if not own.is_file() or not any(path.glob("class-*")):
         return ""
     try:
-        return own.read_text()
+        return bounded.text(own)
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"evaluate: cannot read '{own}': {error}.") from None
 

@@ -13,10 +13,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import IO, Any, NamedTuple, NoReturn
 
 from hpcnn import __version__
-from hpcnn.errors import ConfigError, HpcnnError
+from hpcnn.errors import ConfigError, HpcnnError, one_line, out_of_memory
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_RANKID")
@@ -102,12 +103,16 @@ def main(argv: Sequence[str]) -> int:
 
 def entry() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage or configuration, 75 checkpointed, run again."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may be no text at all
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main(sys.argv[1:])
-    except HpcnnError as error:
+    except (HpcnnError, MemoryError) as error:
+        words = out_of_memory(error) if isinstance(error, MemoryError) else str(error)
         if launched_rank() == 0:
-            print(f"hpcnn: error: {error}", file=sys.stderr)
-        code = exit_code(error)
+            print(f"hpcnn: error: {one_line(words)}", file=sys.stderr)
+        code = EXIT_FAILURE if isinstance(error, MemoryError) else exit_code(error)
     except BrokenPipeError:  # `hpcnn plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_FAILURE

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcnn import configuration
+from hpcnn import bounded, configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.config import Config
 from hpcnn.errors import ConfigError
@@ -174,7 +174,7 @@ def _read_plan(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text()
+        return bounded.text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"train: cannot read the plan '{path}': {error}.") from None
 

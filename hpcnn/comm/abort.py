@@ -25,7 +25,7 @@ import numpy as np
 from hpcnn.comm.failure import rank_failure
 from hpcnn.comm.library import load
 from hpcnn.comm.wait import Patience, wait
-from hpcnn.errors import ConfigError, HpcnnError
+from hpcnn.errors import ConfigError, HpcnnError, one_line, out_of_memory
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -78,6 +78,8 @@ def _run(main: Callable[[], int], settle_s: float) -> int:
         code = main()
     except HpcnnError as error:
         return _settle(USAGE if isinstance(error, ConfigError) else FAILURE, str(error), settle_s)
+    except MemoryError as error:
+        return _settle(FAILURE, out_of_memory(error), settle_s)
     except KeyboardInterrupt:
         return _settle(INTERRUPTED, "interrupted", settle_s)
     except SystemExit as stop:
@@ -136,7 +138,7 @@ def _surprise(error: BaseException, thread: threading.Thread | None) -> None:
     background = thread is not None and thread is not threading.main_thread()
     where = f" in thread '{thread.name}'" if thread is not None and background else ""
     if isinstance(error, HpcnnError):
-        report, words = "", str(error)
+        report, words = "", one_line(str(error))
     else:
         report = "".join(traceback.format_exception(error))
         words = "".join(traceback.format_exception_only(error)).strip()
@@ -156,6 +158,7 @@ def _settle(code: int, words: str | None, settle_s: float = SETTLE_S) -> int:
     `words` is None where `main` returned in good order. Such a rank waits as long as it takes: others may still be
     writing their last files.
     """
+    words = words and one_line(words)
     comm = _watch.comm
     if comm is None or comm.size == 1:
         if words:

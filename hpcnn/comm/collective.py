@@ -15,8 +15,9 @@ import numpy as np
 
 from hpcnn.comm import wire
 from hpcnn.comm.counters import Traffic
+from hpcnn.comm.small import add_up
 from hpcnn.errors import CommError
-from hpcnn.plan.schedules import Schedule, Transfer
+from hpcnn.plan.schedules import Addition, Schedule, Step, Transfer
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -137,6 +138,7 @@ class _Cut(NamedTuple):
     sums: bool
     longest: int
     """Elements of the longest message."""
+    additions: tuple[Addition, ...] = ()
 
 
 class _Lane:
@@ -191,7 +193,7 @@ class Scheduled(Collective):
         super().__init__(engine, label, priority, Traffic(schedule.num_messages, num_bytes))
         self._array = array.reshape(-1)
         self._tag = tag
-        self._steps = [self._cut(step.sends, step.receives, step.combine == "sum") for step in schedule.steps]
+        self._steps = [self._cut(step) for step in schedule.steps]
         self._next = 0
         self._step = _NOTHING
         self._leaving: list[_Lane] = []
@@ -210,6 +212,7 @@ class Scheduled(Collective):
         """Store or add what has arrived, and go on to the next step when one is through."""
         before = self.num_moved
         while self._finish_step():
+            add_up(self._array, self._step.additions)
             if self._next == len(self._steps):
                 self._give_back()
                 if self._round_result:
@@ -225,11 +228,11 @@ class Scheduled(Collective):
         """Return the peers of the messages that are next to come."""
         return sorted({lane.messages[0].peer for lane in self._arriving if lane.flying})
 
-    def _cut(self, sends: tuple[Transfer, ...], receives: tuple[Transfer, ...], sums: bool) -> _Cut:
+    def _cut(self, step: Step) -> _Cut:
         limit = self._engine.segment_bytes // self._message_size or 1
-        away, home = _lanes(sends, limit), _lanes(receives, limit)
+        away, home = _lanes(step.sends, limit), _lanes(step.receives, limit)
         longest = max((stop - start for lane in (*away, *home) for _, start, stop in lane), default=0)
-        return _Cut(away, home, sums, longest)
+        return _Cut(away, home, step.combine == "sum", longest, step.additions)
 
     def _begin_step(self) -> None:
         """Ask for the first segments of a step and send its first ones."""

@@ -5,12 +5,12 @@ Statistics of batch norm and the totals of a step are a few numbers that every r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpcnn.plan.schedules import Schedule
+from hpcnn.plan.schedules import Addition, Schedule
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -35,7 +35,7 @@ def run_small(
         Called between polls.
     """
     arrived = scratch.view(flat.dtype)
-    for sends, receives, combine in schedule.steps:
+    for sends, receives, combine, additions in schedule.steps:
         summing, at, arriving = combine == "sum", 0, []
         for peer, start, stop in receives:
             place = arrived[at : at + stop - start] if summing else flat[start:stop]
@@ -51,6 +51,13 @@ def run_small(
         if summing:
             for _, target, place in arriving:
                 np.add(target, place, target)
+        add_up(flat, additions)
+
+
+def add_up(flat: np.ndarray, additions: Sequence[Addition]) -> None:
+    """Make the additions of a step."""
+    for start, stop, source in additions:
+        np.add(flat[start:stop], flat[source : source + stop - start], flat[start:stop])
 
 
 def scratch_bytes(schedule: Schedule, itemsize: int) -> int:

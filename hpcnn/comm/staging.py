@@ -96,6 +96,8 @@ class Staged(Collective):
 
 def touched(schedule: Schedule, *, rounds: bool) -> Touched:
     """Return what a schedule reads and writes; `rounds` says whether what is sent is rounded in place."""
+    if any(step.additions for step in schedule.steps):
+        raise CommError("comm: additions within an array are made on the host only. Run the schedule on a host array.")
     ends = [end for step in schedule.steps for t in (*step.sends, *step.receives) for end in (t.start, t.stop)]
     cuts = sorted(set(ends))
     number = {cut: index for index, cut in enumerate(cuts)}
@@ -105,7 +107,7 @@ def touched(schedule: Schedule, *, rounds: bool) -> Touched:
 
     reads: set[int] = set()
     writes: set[int] = set()
-    for sends, receives, combine in schedule.steps:
+    for sends, receives, combine, _ in schedule.steps:
         sent, received = pieces(sends), pieces(receives)
         reads |= sent - writes
         if combine == "sum":

@@ -56,6 +56,8 @@ class World:
         The node of every rank.
     num_threads : int
         Threads that BLAS and OpenMP use in this rank.
+    threads_are_chosen : bool
+        Whether the user has set their number (OMP_NUM_THREADS).
     watchdog : Watchdog
         Names the rank that the others wait for in vain; off until its `timeout_s` is set.
     ranks : tuple of int
@@ -73,6 +75,7 @@ class World:
         self.local_rank = share.local_rank
         self.local_size = share.local_size
         self.num_threads = num_threads
+        self.threads_are_chosen = False
         self.hostnames: tuple[str, ...] = tuple(comm.allgather(load().Get_processor_name()))
         self._processes: list[Process] = comm.allgather(Process.here())
         self._patience = Patience(awake=True)
@@ -129,6 +132,7 @@ class World:
                 places = comm.Get_group().Translate_ranks(list(range(comm.size)), self.comm.Get_group())
                 try:
                     world = World(comm, self._share, self.num_threads, [self.ranks[place] for place in places])
+                    world.threads_are_chosen = self.threads_are_chosen
                     abort.install(comm.Dup())
                 except load().Exception:  # another has died
                     comm.Revoke()
@@ -143,6 +147,12 @@ class World:
         requests += [self.comm.Isend(data[at : at + CHUNK_BYTES], peer, PASS_TAG) for at in cuts[0]]
         for number, request in enumerate(requests):
             self._finish(request, "" if number else "copy of the state")
+
+    def limit_threads(self, count: int) -> None:
+        """Hold BLAS and OpenMP to `count` threads in this rank, unless the user has chosen their number."""
+        if not self.threads_are_chosen:
+            _limit_threads(count)
+            self.num_threads = count
 
     def free(self) -> None:
         """Give back the communicators, and the arrays of prepared collectives; for worlds of `split` (collective)."""
@@ -317,7 +327,11 @@ def start() -> World:
     refuse_singleton(mpi.COMM_WORLD.size, os.environ)
     comm = mpi.COMM_WORLD.Dup()
     share = node_share(comm)
-    world = World(comm, share, _limit_threads(share))
+    chosen = _chosen_threads()
+    if not chosen and (share.num_sharing > 1 or share.num_threads < share.num_cores):
+        _limit_threads(share.num_threads)
+    world = World(comm, share, chosen or share.num_threads)
+    world.threads_are_chosen = chosen > 0
     abort.install(comm.Dup())
     return world
 
@@ -350,14 +364,15 @@ def refuse_singleton(size: int, environment: Mapping[str, str]) -> None:
             return
 
 
-def _limit_threads(share: NodeShare) -> int:
-    """Hold BLAS and OpenMP to this rank's share of the cores and return the number of threads."""
+def _chosen_threads() -> int:
+    """Return the number of threads that the user has set; 0: none."""
     chosen = os.environ.get(OMP_NUM_THREADS, "").split(",")[0].strip()
-    if chosen.isdecimal() and int(chosen) > 0:
-        return int(chosen)
-    if share.num_sharing > 1 or share.num_threads < share.num_cores:
-        import threadpoolctl
+    return int(chosen) if chosen.isdecimal() else 0
 
-        threadpoolctl.threadpool_limits(share.num_threads)
-        os.environ[OMP_NUM_THREADS] = str(share.num_threads)  # for libraries that load later
-    return share.num_threads
+
+def _limit_threads(count: int) -> None:
+    """Hold BLAS and OpenMP to so many threads."""
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(count)
+    os.environ[OMP_NUM_THREADS] = str(count)  # for libraries that load later

@@ -21,6 +21,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from hpcnn import bounded
 from hpcnn.arrays import Shape
 from hpcnn.data.dataset import Windows, check_labels, fingerprint
 from hpcnn.errors import DataError
@@ -34,6 +35,7 @@ LARGEST_IN_MEMORY_BYTES = 1 << 30
 LARGEST_EXTENT = 1 << 16
 MOST_CHANNELS = 1 << 10
 MOST_CLASSES = 1 << 20
+MOST_IMAGES = 1 << 30
 
 
 class Hdf5DataSet:
@@ -57,18 +59,20 @@ class Hdf5DataSet:
         self._who = f"data: '{self.path}'"
         self._descriptor: int | None = None
         self._in_memory: np.ndarray | None = None
-        with refusals(self.path), h5py.File(self.path, "r", locking=False) as file:
+        with refusals(self.path), opened(self.path) as file:
             _check_version(file, self._who)
             images, labels = self._datasets(file)
             self.image_shape: Shape = tuple(int(extent) for extent in images.shape[1:])
             self.labels = labels[...].astype(np.int64)
-            self.class_names = _names(file.attrs.get("class_names", ()))
+            self.class_names = _names(bounded.attribute(file, "class_names", ()))
             if not self.class_names:
                 # A label of a damaged file may be any number; a wrong one is found below.
                 self.class_names = tuple(map(str, range(min(int(self.labels.max()) + 1, MOST_CLASSES))))
+            if len(self.class_names) > MOST_CLASSES:
+                raise DataError(f"{self._who} names {len(self.class_names)} classes; at most {MOST_CLASSES} can be.")
             self.mean = self._per_channel(file, "mean", 0.5)
             self.std = self._per_channel(file, "std", 0.25)
-            self.about = {name: _text(file.attrs.get(name, "")) for name in ("source", "licence")}
+            self.about = {name: _text(bounded.attribute(file, name, "")) for name in ("source", "licence")}
             self._offset = images.id.get_offset()
             self.contiguous = self._offset is not None
             if self.contiguous:
@@ -182,7 +186,10 @@ class Hdf5DataSet:
                 f"{self._who}: /labels is {labels.dtype} {labels.shape}; it must be integers ({count},), one an image."
             )
         if not (
-            count and 0 < rows <= LARGEST_EXTENT and 0 < columns <= LARGEST_EXTENT and 0 < channels <= MOST_CHANNELS
+            0 < count <= MOST_IMAGES
+            and 0 < rows <= LARGEST_EXTENT
+            and 0 < columns <= LARGEST_EXTENT
+            and 0 < channels <= MOST_CHANNELS
         ):
             raise DataError(
                 f"{self._who}: /images has shape {images.shape}; it needs images, at most {LARGEST_EXTENT} pixels high"
@@ -200,6 +207,8 @@ class Hdf5DataSet:
             raise DataError(f"{self._who} is truncated: {dataset.name} ends behind its {size} bytes. Copy it again.")
         if offset is None and (dataset.chunks is None or dataset.external or dataset.is_virtual):
             raise DataError(f"{self._who}: {dataset.name} has no values in this file. Make one that holds its images.")
+        if dataset.chunks is not None:  # a chunk may claim more than the whole, and is unpacked whole
+            num_bytes = max(num_bytes, prod(dataset.chunks) * dataset.dtype.itemsize)
         if offset is None and num_bytes > LARGEST_IN_MEMORY_BYTES:
             raise DataError(
                 f"{self._who}: {dataset.name} is chunked or compressed and {num_bytes >> 20} MiB large; beyond"
@@ -208,7 +217,7 @@ class Hdf5DataSet:
 
     def _per_channel(self, file: h5py.File, name: str, default: float) -> np.ndarray:
         channels = self.image_shape[2]
-        values = np.asarray(file.attrs.get(name, np.full(channels, default)), np.float32).reshape(-1)
+        values = np.asarray(bounded.attribute(file, name, np.full(channels, default)), np.float32).reshape(-1)
         if values.shape != (channels,) or not np.isfinite(values).all() or (name == "std" and not (values > 0).all()):
             raise DataError(
                 f"{self._who}: attribute '{name}' (={values.tolist()}) must be {channels} finite numbers, one a"
@@ -234,7 +243,7 @@ def create(
         names = "\n".join(" ".join(name.split()) for name in class_names)
         for name, value in {"format": FORMAT, "class_names": names, **about}.items():
             # Of fixed length: texts of variable length lie in a heap that has no checksum.
-            text = value.encode() or b" "
+            text = value.encode(errors="replace") or b" "  # names of files may be no text at all
             file.attrs.create(name, text, dtype=h5py.string_dtype("utf-8", len(text)))
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_layout(h5py.h5d.CONTIGUOUS)
@@ -259,6 +268,12 @@ def finish(path: Path, mean: np.ndarray, std: np.ndarray) -> None:
         os.close(descriptor)
 
 
+def opened(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading; raises OSError for pipes and devices, which the library would wait for."""
+    bounded.require_regular(path)
+    return h5py.File(path, "r", locking=False)
+
+
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
     """Turn whatever a missing or damaged file causes in the HDF5 library into a DataError."""
@@ -279,7 +294,9 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 def _check_version(file: h5py.File, who: str) -> None:
-    version = int(file.attrs.get("version", VERSION)) if _text(file.attrs.get("format", "")) == FORMAT else VERSION
+    version = VERSION
+    if _text(bounded.attribute(file, "format", "")) == FORMAT:
+        version = int(bounded.attribute(file, "version", VERSION))
     if version > VERSION:
         raise DataError(f"{who} is of version {version} of its format; this hpcnn reads up to {VERSION}. Update hpcnn.")
 

@@ -51,7 +51,8 @@ class BatchNorm(Layer[BatchNormSpec]):
             mean, var, count = _combine(*ops.batchnorm_statistics(x), count, context.reduce_sum, like=x)
             statistics = (mean, var)
         y, mean, var, mask = self._normalise(x, statistics)
-        self._track(mean, var, count)
+        if context.tracks:
+            self._track(mean, var, count)
         return y, (x, mean, var, mask, count)
 
     def narrow(self, saved: Saved, to: Narrow) -> Saved:

@@ -27,6 +27,9 @@ class StepContext:
     reduce_sum : callable or None
         Sums a float64 array in place over everyone who holds part of the batch (collective). None when this process
         holds all of it, or when batch statistics are to be local.
+    tracks : bool
+        Whether running statistics move: of several blocks of a batch that this process computes one by one, one is
+        enough.
     """
 
     training: bool
@@ -35,3 +38,4 @@ class StepContext:
     samples: np.ndarray
     global_batch: int
     reduce_sum: Callable[[Array], None] | None = None
+    tracks: bool = True

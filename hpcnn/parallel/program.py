@@ -69,6 +69,8 @@ class Program:
     ----------
     copies : Copies or None
         Bring images to a GPU; None: a stream of their own, made with the first.
+    losses : ndarray of float64
+        This rank's shares of the last batch's loss, one number for each part of the batch that is summed apart.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Program:
         self._uploads: Uploads | None = None
         self._makers = {operation.output: index for index, operation in enumerate(self.operations)}
         self._loss = SoftmaxCrossEntropy(label_smoothing)
+        self.losses = np.zeros(1)
         self.feature_loss = feature_loss
         self._sync_batchnorm = sync_batchnorm
         self._algorithm = algorithm
@@ -160,7 +163,7 @@ class Program:
         if self.feature_loss is not None and features is not None:
             with self.timeline.span("feature loss", "compute"):
                 share, grad_features = self.feature_loss.forward(features, labels, context)
-            loss += share
+            loss, self.losses[0] = loss + share, loss + share
         between(loss, num_correct)
         self.exchange.begin_backward(update)
         self._backward(grad_logits, grad_features, saved, context, route)
@@ -228,9 +231,9 @@ class Program:
                 arrays.overwrite(self.model.statistics[name], own)
 
     def _lose(self, logits: Array, labels: Array, context: StepContext) -> tuple[float, int, Array]:
-        if not len(logits):
-            return 0.0, 0, logits
-        return self._loss.forward(logits, labels, context.global_batch)
+        found = self._loss.forward(logits, labels, context.global_batch) if len(logits) else (0.0, 0, logits)
+        self.losses[0] = found[0]
+        return found
 
     def route(self, num_samples: int) -> Route:
         """Return how a batch of so many samples is computed; the first time this is collective."""

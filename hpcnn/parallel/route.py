@@ -167,7 +167,9 @@ class Route:
     """The samples of the batch whose loss this rank computes."""
 
 
-def make_route(model: Model, placement: Placement, world: World, algorithm: str, *, overlap: bool) -> Route:
+def make_route(
+    model: Model, placement: Placement, world: World, algorithm: str, *, overlap: bool, rank: int | None = None
+) -> Route:
     """Return this rank's route (collective where anything is moved).
 
     Parameters
@@ -178,8 +180,10 @@ def make_route(model: Model, placement: Placement, world: World, algorithm: str,
         Of all-gathers and reduce-scatters.
     overlap : bool
         Whether movements get on while this rank computes.
+    rank : int, optional
+        Whose route; left out, this rank's. That of another is for placements in which nothing moves.
     """
-    rank, layers = world.rank, placement.layers
+    rank, layers = world.rank if rank is None else rank, placement.layers
 
     def mover(way: Movement, label: str, back: str = "") -> Mover:
         narrow, like = model.activation.itemsize < 4, model.parameters.values

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from bisect import bisect_left
 from importlib import resources
 from itertools import pairwise
@@ -20,9 +19,12 @@ from typing import Any
 
 import msgspec
 
+from hpcnn import bounded
 from hpcnn.errors import PlanError
 from hpcnn.plan.fabric import Fabric
 
+SMALLEST, LARGEST = 1e-18, 1e18
+"""Numbers of a file: no machine has others, and times that are added to such ones do not pass."""
 LONGEST_SEGMENT_BYTES, SHORTEST_SEGMENT_BYTES, SEGMENT_S = 1 << 20, 1 << 16, 0.01
 """Messages are cut so that a piece takes about so long, within bounds: shorter ones cost more waiting, longer ones
 scratch memory, and the time that a more urgent message waits for one that is already under way."""
@@ -212,7 +214,7 @@ def load(path: str | Path) -> Machine:
         text = (resources.files("hpcnn") / "machines" / f"{path}.toml").read_text()
         return from_toml(text, f"machines/{path}.toml")
     try:
-        text = Path(path).read_text()
+        text = bounded.text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
             f"machine: cannot read '{path}' ({error}); `hpcnn profile --out {path}` writes one, and these come with"
@@ -231,8 +233,8 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
         or a table's columns differ in length.
     """
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = bounded.toml(text)
+    except ValueError as error:
         raise _broken(origin, f"is not valid TOML: {error}") from None
     _refuse_unknown(origin, tree, Machine, "")
     try:
@@ -242,7 +244,7 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
         key = where.strip("`").removeprefix("$.") or "the document"
         raise _broken(origin, f"'{key}': {what[:1].lower()}{what[1:]}") from None
     for timing in machine.timings:
-        if min(timing.extent) < 1 or not all(math.isfinite(value) and value >= 0 for value in timing.seconds):
+        if min(timing.extent) < 1 or not all(0 <= value <= LARGEST for value in (*timing.extent, *timing.seconds)):
             raise _broken(origin, f"'timings': '{timing.layer}' (={list(timing.extent)}) must have positive extents")
     for name, value in _numbers(dataclasses.asdict(dataclasses.replace(machine, timings=()))):
         if name.endswith(".crossing") and value < 1:
@@ -253,6 +255,8 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
             or (value == 0 and not name.endswith(("_per_byte", "stall_s", "hop_s")))
         ):
             raise _broken(origin, f"'{name}' (={value}) must be a positive number")
+        if value != 0 and not SMALLEST <= value <= LARGEST:
+            raise _broken(origin, f"'{name}' (={value}) must lie between {SMALLEST} and {LARGEST}")
     if machine.described is not None:
         _check_described(origin, machine)
     elif machine.measured is None:  # written last: without it the file has been cut off

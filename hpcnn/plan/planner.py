@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isqrt
 from typing import Any
 
+from hpcnn import bounded
 from hpcnn.arrays import Pair
 from hpcnn.errors import PlanError
 from hpcnn.plan import placement
@@ -26,6 +26,8 @@ from hpcnn.spec import (
     Part,
 )
 
+MOST_RANKS = 1 << 20
+"""Of a plan in a file that comes without ranks."""
 AXES = ("sample", "height", "width", "channel", "inner")
 
 
@@ -243,8 +245,8 @@ def to_toml(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
-    """Return the plan in a TOML text, checked against the model and batch it is to serve.
+def from_toml(text: str, model: ModelSpec, global_batch: int, num_ranks: int | None = None) -> Plan:
+    """Return the plan in a TOML text, checked against the model, the batch and the ranks, if known, it is to serve.
 
     Of a layer, `sample`, `height`, `width`, `channel` and `inner` count (1 where they are left out), `fused`, `settle`,
     `exchange` and `turns`; the word `layout` is for people. `turns = [rows, columns]` stands at the last layer of a
@@ -259,7 +261,7 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
         If the text is no plan, is for another batch, names other layers than the model, or asks for what cannot be run.
     """
     try:
-        tree = tomllib.loads(text)
+        tree = bounded.toml(text)
         ranks, batch, tables = int(tree["ranks"]), int(tree["global_batch"]), tree["layer"]
         layouts = tuple((str(table["name"]), _layout(table)) for table in tables)
         fused, settled = (
@@ -268,10 +270,13 @@ def from_toml(text: str, model: ModelSpec, global_batch: int) -> Plan:
         )
         exchange = tuple((str(table["name"]), str(table["exchange"])) for table in tables if "exchange" in table)
         turns = tuple((str(table["name"]), _turns(table)) for table in tables if "turns" in table)
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise PlanError(
             f"plan: not a plan file ({error}); write one with `hpcnn plan CONFIG --ranks N --save FILE`."
         ) from None
+    if ranks != (num_ranks or min(max(ranks, 1), MOST_RANKS)):  # before ranks are counted up one by one
+        known = f"there are {num_ranks}; both must be equal" if num_ranks else f"a plan is for 1 to {MOST_RANKS}"
+        raise PlanError(f"plan: made for {ranks} ranks, and {known}. Save a new plan.")
     if batch != global_batch:
         raise PlanError(
             f"plan: global_batch (={batch}) differs from train.global_batch (={global_batch}); both must be equal."

@@ -130,7 +130,10 @@ def turn_boxes(group: GroupSpec, box: Box, turns: Pair | None = None) -> tuple[t
         Rows and columns of tiles; left out, the group's. Tiles that would be empty get no turn.
     """
     down, across = (
-        [Block(whole.start + part.start, whole.start + part.stop) for part in blocks(whole.size, parts)]
+        [
+            Block(whole.start + part.start, whole.start + part.stop)
+            for part in blocks(whole.size, min(parts, max(1, whole.size)))
+        ]
         for whole, parts in zip(box[1:3], turns or group.turns, strict=True)
     )
     found = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
 from typing import Any, NamedTuple
 
+from hpcnn import bounded
 from hpcnn.config import Config
 from hpcnn.errors import HpcnnError
 from hpcnn.nn import models
@@ -60,10 +60,10 @@ def layers_of(run: Run) -> Layers:
         model = _model(run)
         if (run.num_ranks or 0) > MOST_RANKS:
             notes.append(f"Steps of more than {MOST_RANKS} ranks are not predicted here; `hpcnn plan` does it.")
-        elif model is not None and run.config is not None and run.plan_text is not None:
-            groups = count_groups(run.config, run.num_ranks) if run.num_ranks else 1
+        elif model and run.config and run.plan_text and run.num_ranks:
+            groups = count_groups(run.config, run.num_ranks)
             config = config_of_group(run.config, groups)
-            plan = planner.from_toml(run.plan_text, model, config.train.global_batch)
+            plan = planner.from_toml(run.plan_text, model, config.train.global_batch, run.num_ranks)
             costs_of = {cost.name: cost for cost in costs.layer_costs(model, plan)}
             prediction = _predict(config, run, model, plan, notes)
             if groups > 1:
@@ -129,9 +129,9 @@ def _predict(config: Config, run: Run, model: ModelSpec, plan: Plan, notes: list
 def _layouts(plan_text: str, notes: list[str]) -> list[tuple[str, str]]:
     """Return the name and layout of every layer in a plan file: ("conv1", "data, sample 4")."""
     try:
-        tables = tomllib.loads(plan_text).get("layer", [])
+        tables = bounded.toml(plan_text).get("layer", [])
         return [(clean(table["name"]), _layout(table)) for table in tables]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError, RecursionError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         notes.append("plan.toml is not a plan: layers are not shown.")
         return []
 

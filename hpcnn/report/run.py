@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpcnn import configuration
+from hpcnn import bounded, configuration
 from hpcnn.config import Config
 from hpcnn.errors import DataError, HpcnnError
 from hpcnn.plan.machine import DEFAULT, Machine
 from hpcnn.plan.machine import load as load_machine
-from hpcnn.report.traced import Trace, read_trace
+from hpcnn.report.traced import LARGEST_BYTES, Trace, read_trace
 from hpcnn.report.untrusted import clean, cleaned, is_number
 from hpcnn.train import metrics
 from hpcnn.train.metrics import Record, Summary, summarise
 
 T = TypeVar("T")
-
-LARGEST_TRACE_BYTES = 300_000_000
 
 NUMBERS = (
     "loss", "accuracy", "lr", "images_per_second", "step_s", "compute_s", "exposed_comm_s", "hidden_comm_s",
@@ -73,7 +70,7 @@ class Run:
     @property
     def num_ranks(self) -> int | None:
         """Ranks that the run had, as far as its files tell."""
-        found = re.search(r"^ranks = (\d{1,7})$", self.plan_text or "", re.MULTILINE)
+        found = re.search(r"^ranks\s*=\s*(\d{1,7})\s*$", self.plan_text or "", re.MULTILINE)
         return int(found[1]) if found else None
 
     def fact(self, *path: str) -> Any:
@@ -118,7 +115,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
 def _read_metrics(run: Run) -> None:
     path = run.folder / metrics.FILE
     records = metrics.read(path)
-    with path.open("rb") as file:
+    with bounded.opened(path) as file:
         num_broken = sum(bool(line.strip()) for line in file) - len(records)
     if num_broken > 0:
         run.notes.append(
@@ -151,8 +148,8 @@ def _read_environment(run: Run) -> None:
     if text is None:
         return
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = bounded.json_value(text)
+    except ValueError:
         found = None
     if isinstance(found, dict):
         run.environment = cleaned(found)
@@ -164,7 +161,7 @@ def _read_trace(run: Run) -> None:
     path = run.folder / "trace.json"
     if not path.is_file():
         return
-    if path.stat().st_size > LARGEST_TRACE_BYTES:
+    if path.stat().st_size > LARGEST_BYTES:
         run.notes.append(
             "trace.json is too large to be drawn here; open it at https://ui.perfetto.dev, or trace fewer steps."
         )
@@ -174,7 +171,7 @@ def _read_trace(run: Run) -> None:
 
 def _text(run: Run, name: str, what: str) -> str | None:
     try:
-        return (run.folder / name).read_text(encoding="utf-8", errors="replace")
+        return bounded.text(run.folder / name, errors="replace")
     except FileNotFoundError:
         run.notes.append(f"There is no {name}: {what} of this run cannot be shown.")
     except OSError as error:

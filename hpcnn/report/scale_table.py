@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
+from hpcnn import bounded
 from hpcnn.errors import DataError
 from hpcnn.report.untrusted import clean, is_number
 
@@ -18,7 +20,8 @@ WORDS = ("mode", "model", "plan", "exchange", "algorithm")
 """Columns that tell one curve from another."""
 
 
-MOST_NOTES = 10
+LARGEST_BYTES = 64 << 20
+MOST_CURVES, MOST_POINTS, MOST_NOTES = 50, 200, 10
 
 
 class Point(NamedTuple):
@@ -73,8 +76,8 @@ def read_scale_table(folder: Path) -> ScaleTable:
     """
     path, notes = folder / FILE, dict[str, None]()
     try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            rows: list[Row] = [{str(name): value for name, value in row.items()} for row in csv.DictReader(file)]
+        lines = io.StringIO(bounded.text(path, LARGEST_BYTES, "replace"), newline="")
+        rows: list[Row] = [{str(name): value for name, value in row.items()} for row in csv.DictReader(lines)]
     except (OSError, csv.Error) as error:
         raise DataError(f"report: '{path}' cannot be read: {error}.") from None
     groups: dict[tuple[str, ...], dict[int, list[Row]]] = {}
@@ -88,6 +91,11 @@ def read_scale_table(folder: Path) -> ScaleTable:
             notes[f"{' '.join(filter(None, words))} on {ranks:.0f} ranks was not measured ({why})."] = None
         else:
             groups.setdefault(words, {}).setdefault(int(ranks), []).append(row)
+    if len(groups) > MOST_CURVES or any(len(by_ranks) > MOST_POINTS for by_ranks in groups.values()):
+        raise DataError(
+            f"report: '{path}' has {len(groups)} settings; at most {MOST_CURVES} can be drawn, on {MOST_POINTS} numbers"
+            " of ranks each. Leave some out of the table."
+        )
     told = list(notes)[:MOST_NOTES] + ([f"And {len(notes) - MOST_NOTES} more."] if len(notes) > MOST_NOTES else [])
     return ScaleTable(clean(folder.resolve().name), _curves(groups), told)
 

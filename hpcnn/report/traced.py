@@ -6,7 +6,6 @@ where there are others.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -17,10 +16,14 @@ from pathlib import Path
 from statistics import mean, median_low
 from typing import Any, NamedTuple, TypeGuard
 
+from hpcnn import bounded
 from hpcnn.errors import DataError
 from hpcnn.report.untrusted import clean, is_number
 from hpcnn.timeline import LANES
 
+LARGEST_BYTES = 300_000_000
+MOST_LOOKS = 100_000_000
+"""Every span is held against every step of its rank: beyond so many times that takes minutes."""
 IMAGES = "wait for images"
 _OF_LAYER = re.compile(r"(?P<layer>.+) (?P<phase>forward|error|input gradient|weight gradient)(, inside|, border)?")
 
@@ -169,9 +172,9 @@ def read_trace(path: Path) -> Trace:
         If it is not one.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        document = bounded.json_value(bounded.text(path, LARGEST_BYTES, "replace"))
         events = [event for event in document["traceEvents"] if isinstance(event, dict)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise DataError("it is not a trace, or only a part of one.") from None
     ranks: dict[int, TracedRank] = {}
     for event in events:
@@ -190,6 +193,8 @@ def read_trace(path: Path) -> Trace:
     other = document.get("otherData")
     dropped = other.get("dropped_spans") if isinstance(other, dict) else 0
     trace = Trace([ranks[process] for process in sorted(ranks)], dropped if isinstance(dropped, int) else 0)
+    if sum(len(rank.steps) * len(rank.spans) for rank in trace.ranks) > MOST_LOOKS:
+        raise DataError("it holds too many steps to be drawn here; open it at https://ui.perfetto.dev.")
     if not trace.counted:
         raise DataError("it holds no step that all ranks have recorded.")
     return trace

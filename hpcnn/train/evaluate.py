@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,15 +42,16 @@ def evaluate(program: Program, data: DataSet, batch: int) -> Score:
         On every rank, when any rank cannot read its part.
     """
     world = program.world
-    totals = np.zeros(2)
+    totals = np.zeros(1 + len(program.losses))  # correct answers, and the loss in parts that are summed apart
     parts = evaluation_batches(data, batch, lambda size: batch_part(program, size))
     for _ in range(0, len(data), batch):
         with world.agreeing():
             part = next(parts)
         context = program.context(training=False, seed=0, step=0, samples=part.samples, global_batch=len(data))
-        totals += program.evaluate(part.images, part.labels, context)
+        totals[0] += program.evaluate(part.images, part.labels, context)[1]
+        totals[1:] += program.losses
     program.sum_over_ranks(totals)
-    return Score(accuracy=float(totals[1]) / len(data), loss=float(totals[0]), num_samples=len(data))
+    return Score(accuracy=float(totals[0]) / len(data), loss=math.fsum(totals[1:]), num_samples=len(data))
 
 
 def evaluate_shares(program: Program, groups: Groups, data: DataSet, batch: int) -> Score:

@@ -21,10 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from hpcnn import bounded
 from hpcnn.errors import ConfigError, DataError
 from hpcnn.train.atomic import replacing
 
 FILE = "metrics.jsonl"
+LARGEST_BYTES = 1 << 29
+"""More than a million steps."""
 Event: TypeAlias = Literal["step", "average", "epoch", "end"]
 Record: TypeAlias = dict[str, Any]
 
@@ -175,9 +178,9 @@ def summarise(records: Iterable[Record]) -> Summary | None:
 def _records(path: Path) -> list[Record]:
     """Return the whole lines of a metrics file that are records."""
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in bounded.text(path, LARGEST_BYTES, "replace").splitlines():
         try:
-            record = json.loads(line)
+            record = bounded.json_value(line)
         except ValueError:
             continue
         if isinstance(record, dict) and "event" in record and isinstance(record.get("step"), int):

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcnn import bounded
 from hpcnn.arrays import Array
 from hpcnn.errors import CheckpointError
 from hpcnn.nn.parameter import assign
@@ -41,9 +42,10 @@ _ATTRIBUTES: dict[str, type] = {
     "best_accuracy": float,
     "lazy_steps": int,
     "average": str,
+    "arithmetic": str,
 }
 
-_LATER: dict[str, int | str] = {"lazy_steps": 0, "average": ""}
+_LATER: dict[str, int | str] = {"lazy_steps": 0, "average": "", "arithmetic": ""}
 """What files of earlier versions lack."""
 
 
@@ -72,6 +74,8 @@ class Checkpoint:
     """Length of the next round of lazy updates; 0: there are none."""
     average: str = ""
     """State of the rule that averages replicas (`Rule.state`); the file holds their average."""
+    arithmetic: str = ""
+    """What a reproducible run computes with, in lines of "thing: what"; empty: it is not reproducible."""
     data_fingerprint: str = ""
     """Names the training data, so that a run does not go on with other data unnoticed."""
     path: Path | None = None
@@ -197,22 +201,28 @@ def _text(value: str) -> Any:
 
 def _read_attributes(file: Any) -> dict[str, Any]:
     """Return the attributes that are fields of Checkpoint, after a look at format and version."""
-    if "format" not in file.attrs or _plain(file.attrs["format"], str) != FORMAT:
+    if "format" not in file.attrs or _attribute(file, "format", str) != FORMAT:
         raise CheckpointError("it is an HDF5 file but not a model file of hpcnn: it lacks the attribute 'format'")
-    version = _plain(file.attrs["version"], int)
+    version = _attribute(file, "version", int)
     if version != VERSION:
         raise CheckpointError(f"its version (={version}) must be {VERSION}; use the hpcnn that wrote it")
     return {
-        name: _LATER[name] if name in _LATER and name not in file.attrs else _plain(file.attrs[name], kind)
+        name: _LATER[name] if name in _LATER and name not in file.attrs else _attribute(file, name, kind)
         for name, kind in _ATTRIBUTES.items()
     }
 
 
-def _plain(value: Any, kind: type) -> Any:
-    """Return an attribute as plain Python text or number."""
+def _attribute(file: Any, name: str, kind: type) -> Any:
+    """Return an attribute as plain Python text or number, none of which is negative."""
+    value = bounded.attribute(file, name)
+    if value is None or np.ndim(value):
+        raise CheckpointError(f"it lacks the attribute '{name}'")
     if kind is str:
         return value.decode() if isinstance(value, bytes) else str(value)
-    return kind(value)
+    plain = kind(value)
+    if not 0 <= plain < 1 << 62:
+        raise CheckpointError(f"its attribute '{name}' (={plain}) must be at least 0")
+    return plain
 
 
 def _read_group(file: Any, group: str, path: Path) -> Iterator[tuple[str, Array]]:
@@ -220,10 +230,17 @@ def _read_group(file: Any, group: str, path: Path) -> Iterator[tuple[str, Array]
     import h5py
 
     found: list[tuple[str, Any]] = []
+    if not isinstance(file.get(group, getlink=True), h5py.HardLink):
+        raise CheckpointError(f"it lacks the group '{group}'")
     # Visits hard links only: no link leads out of the file.
     file[group].visititems(lambda name, item: found.append((name, item)) if isinstance(item, h5py.Dataset) else None)
+    left = path.stat().st_size
     for name, dataset in found:
-        yield name, _read_dataset(dataset, path)
+        array = _read_dataset(dataset, path)
+        left -= array.nbytes
+        if left < 0:  # many may claim the same ones
+            raise CheckpointError(f"'{group}' claims more numbers than the file holds")
+        yield name, array
 
 
 def _read_dataset(dataset: Any, path: Path) -> Array:
@@ -250,6 +267,7 @@ def _crc32(array: np.ndarray) -> int:
 def _refusals(path: Path) -> Iterator[None]:
     """Turn everything that a damaged file can cause in the HDF5 library into CheckpointError."""
     try:
+        bounded.require_regular(path)  # the HDF5 library would wait for a pipe
         yield
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint: '{path}' cannot be used: {error}.") from None

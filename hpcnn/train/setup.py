@@ -22,6 +22,7 @@ from hpcnn.nn.separation import FeatureLoss, RejectionMargin, SubspaceSeparation
 from hpcnn.ops.backend import set_compute
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
+from hpcnn.parallel.reproducible import ReproducibleProgram
 from hpcnn.plan import planner
 from hpcnn.plan.buckets import Bucket
 from hpcnn.plan.exchanges import choose_buckets, lazy_rounds
@@ -31,6 +32,7 @@ from hpcnn.plan.planner import Plan
 from hpcnn.plan.search import plan_for
 from hpcnn.plan.site import Site
 from hpcnn.spec import ModelSpec
+from hpcnn.train import reproducible
 from hpcnn.train.groups import Draw, Groups, config_of_group, make_draw, make_groups
 
 
@@ -50,6 +52,8 @@ class Parts:
     """Held-out training images, all of them."""
     program: Program
     total_steps: int
+    arithmetic: str = ""
+    """What a reproducible run computes with; empty: it is not reproducible."""
 
     @property
     def world(self) -> World:
@@ -91,6 +95,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None, *, trai
     """
     world.compare({"configuration": configuration.to_toml(config)})  # ranks are divided by it
     open_device(config, world)
+    arithmetic = reproducible.prepare(config, world)
     groups = make_groups(config, world)
     mine, group = config_of_group(config, groups.count), groups.group
     draw, train_data, test_data, validation_data = _open(config, groups, train_data)
@@ -116,16 +121,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None, *, trai
     with world.agreeing(), device_errors(config):  # one GPU may have less room than others
         parts = plan.parts(spec, group.rank)
         model = Model(spec, config.train.seed, dtype, parts, activation=activation, place=config.device)
-    program = Program(
-        model,
-        plan,
-        group,
-        make_exchange(config.exchange, spec, plan, buckets, model.parameters, group),
-        label_smoothing=config.train.label_smoothing,
-        feature_loss=_feature_loss(config, model, group),
-        sync_batchnorm=config.model.sync_batchnorm,
-        algorithm="auto" if config.exchange.algorithm == "nccl" else config.exchange.algorithm,
-    )
+    program = _program(config, model, plan, buckets, group)
     return Parts(
         config=config,
         groups=groups,
@@ -136,6 +132,26 @@ def assemble(config: Config, world: World, plan_text: str | None = None, *, trai
         validation_data=validation_data,
         program=program,
         total_steps=config.train.steps or config.train.epochs * draw.steps_per_epoch,
+        arithmetic=arithmetic,
+    )
+
+
+def _program(config: Config, model: Model, plan: Plan, buckets: tuple[Bucket, ...], group: World) -> Program:
+    """Return the program of a configuration, with its exchange (collective)."""
+    num_shards = config.train.virtual_shards if config.train.reproducible else 0
+    smoothing = config.train.label_smoothing
+    exchange = make_exchange(config.exchange, model.spec, plan, buckets, model.parameters, group, num_shards=num_shards)
+    if num_shards:
+        return ReproducibleProgram(model, plan, group, exchange, num_shards=num_shards, label_smoothing=smoothing)
+    return Program(
+        model,
+        plan,
+        group,
+        exchange,
+        label_smoothing=smoothing,
+        feature_loss=_feature_loss(config, model, group),
+        sync_batchnorm=config.model.sync_batchnorm,
+        algorithm="auto" if config.exchange.algorithm == "nccl" else config.exchange.algorithm,
     )
 
 
@@ -216,7 +232,7 @@ def _plan(config: Config, spec: ModelSpec, world: World, plan_text: str | None) 
             mine = planner.to_toml(plan_for(config, spec, site)) if world.rank == 0 else ""
         plan_text = world.broadcast_obj(mine)
     if plan_text is not None:
-        return planner.from_toml(plan_text, spec, config.train.global_batch)
+        return planner.from_toml(plan_text, spec, config.train.global_batch, world.size)
     return plan_for(config, spec, site)
 
 

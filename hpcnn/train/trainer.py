@@ -27,7 +27,7 @@ from hpcnn.parallel.whole import Whole
 from hpcnn.plan import planner
 from hpcnn.timeline import Timeline
 from hpcnn.train import checkpoint as checkpoints
-from hpcnn.train import learning_rate, optimizers
+from hpcnn.train import learning_rate, optimizers, reproducible
 from hpcnn.train.evaluate import Score, evaluate_shares
 from hpcnn.train.feed import Feed
 from hpcnn.train.kept import Keeper
@@ -94,8 +94,9 @@ class Trainer:
         self.optimizer = optimizers.build(self.config.train, parts.model.parameters)
         self.rule = make_rule(parts, self.optimizer)
         self.whole = Whole(parts.model, self.program.plan, self.program.world)
-        # Of a step: loss, correct answers, requests to stop, failed loaders, what features add to the loss.
-        self._totals = np.zeros(5)
+        # Of a step: correct answers, requests to stop, failed loaders, what features add to the loss; and the loss, in
+        # parts that are summed apart.
+        self._totals = np.zeros(4 + len(self.program.losses))
         self._sum_totals = prepare_allreduce(
             self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
         )
@@ -161,7 +162,7 @@ class Trainer:
 
     def _newest(self) -> checkpoints.Checkpoint | None:
         """Return the run's newest good checkpoint, or None before the first."""
-        found = checkpoints.to_resume(self.folder, self.parts.train_data.fingerprint())
+        found = reproducible.to_resume(self.folder, self.parts.train_data.fingerprint(), self.parts.arithmetic)
         if found is None:
             return None
         if found.warning:
@@ -271,13 +272,15 @@ class Trainer:
             """Fetch the next batch, and have the ranks' totals travel ahead of all gradients."""
             if self.step + 1 < self.parts.total_steps:
                 feed.fetch()
-            totals[:] = loss, num_correct, request.requested, feed.error is not None, term.value if term else 0.0
+            totals[:4] = num_correct, request.requested, feed.error is not None, term.value if term else 0.0
+            totals[4:] = program.losses
             self._sum_totals.start()
 
         with self._agreeing_on_norms():
             program.train_step(images, batch.labels, context, update, between)
         self._sum_totals.wait()
-        self._check(totals, feed)
+        loss = math.fsum(totals[4:]) / self.parts.groups.count
+        self._check(loss, feed)
         self.step += 1
         if self.rule.settles(self.step):
             program.exchange.settle()
@@ -286,11 +289,11 @@ class Trainer:
             step_s = time.perf_counter() - begin
             spent, wait_s = self.parts.groups.communication - before, feed.wait_seconds - wait_before
             shown = {
-                "loss": totals[0] / self.parts.groups.count,
-                "accuracy": totals[1] / train.global_batch,
+                "loss": loss,
+                "accuracy": totals[0] / train.global_batch,
                 "images_per_second": train.global_batch / step_s,
                 "lr": update.lr,
-            } | ({"separation": totals[4]} if term else {})
+            } | ({"separation": totals[3]} if term else {})
             self._metrics.write(
                 "step",
                 self.step,
@@ -305,7 +308,7 @@ class Trainer:
                 messages_sent=spent.traffic.num_messages,
             )
             self._progress.step(self.step, **shown)
-        return (request.reason or "a signal to another rank") if totals[2] else ""
+        return (request.reason or "a signal to another rank") if totals[1] else ""
 
     def _agreeing_on_norms(self) -> AbstractContextManager[None]:
         """Return what makes all groups raise when one finds a gradient that is no number; in one group all do."""
@@ -316,15 +319,15 @@ class Trainer:
         if record is not None and self._metrics is not None:
             self._metrics.write("average", self.step, epoch=self._epoch, **record)
 
-    def _check(self, totals: np.ndarray, feed: Feed) -> None:
+    def _check(self, loss: float, feed: Feed) -> None:
         """Raise on all ranks what the ranks' totals show: a loss that is no number, or a loader that failed."""
-        if not math.isfinite(totals[0]):
+        if not math.isfinite(loss):
             raise NumericsError(
-                f"train: the loss of step {self.step + 1} is {totals[0]}; it must be a finite number. Lower train.lr"
+                f"train: the loss of step {self.step + 1} is {loss}; it must be a finite number. Lower train.lr"
                 f" (={self.config.train.lr}), lengthen train.warmup_epochs or set train.clip_norm; checkpoints written"
                 " so far are intact."
             )
-        if totals[3]:
+        if self._totals[2]:
             self.world.agree(feed.error)
 
     def _update(self) -> StepUpdate:
@@ -416,6 +419,7 @@ class Trainer:
             epoch=self.step // self.parts.steps_per_epoch,
             best_accuracy=self.best_accuracy,
             lazy_steps=self.program.exchange.round_steps,
+            arithmetic=self.parts.arithmetic,
             average=self.rule.state,
             data_fingerprint=self.parts.train_data.fingerprint(),
         )

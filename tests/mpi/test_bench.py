@@ -28,6 +28,16 @@ def test_step_timing_adds_up() -> None:
     assert timing.compute_s + timing.exchange_s + timing.update_s < 3.0 * timing.step_s
     assert timing.peer_s is None
     assert timing.speedup is None
+    assert timing.reproducible_cost is None
+
+
+def test_reproducible_steps_are_timed_in_turn_and_compute_the_same_loss() -> None:
+    world = start()
+    timing = time_step("lenet5", global_batch=16, repeats=2, world=world, peer=False, num_shards=8)
+    assert timing.reproducible_cost is not None
+    assert timing.reproducible_cost > 0.0
+    losses = [world.comm.allreduce(OwnStep("lenet5", 16, world, shards)(0)[0]) for shards in (0, 8)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
 def test_timed_step_computes_the_loss_of_the_whole_batch_and_trains() -> None:

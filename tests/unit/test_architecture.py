@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUND = {"errors", "arrays", "geometry", "spec", "rng", "config", "configuration", "blas", "timeline", "gpu"}
+GROUND = {
+    "errors", "arrays", "geometry", "spec", "rng", "config", "configuration", "blas", "timeline", "gpu", "bounded",
+}  # fmt: skip
 
 # Which rooms a room may import, besides itself and the ground floor. The two towers, ops-nn and plan-comm, meet in
 # parallel and nowhere below.

@@ -12,6 +12,8 @@ from hpcnn.config import Config
 from hpcnn.errors import ConfigError
 from hpcnn.nn import models
 
+REPRODUCIBLE = ("train.reproducible=true",)
+
 
 @pytest.mark.parametrize(
     ("override", "message"),
@@ -29,7 +31,6 @@ from hpcnn.nn import models
             "exchange.algorithm=rng",
             "must be 'auto' or 'butterfly' or 'halving-doubling' or 'ring' or 'pairwise' or 'hierarchical'",
         ),
-        ("train.reproducible=true", "'train.reproducible' (=True): must be False"),
         ("device=gpu", "'device' (='gpu'): must be 'cpu' or 'cuda'"),
         ("plan.preset=hybird", "'plan.preset' (='hybird'): must be 'data' or 'hybrid' or 'hybrid-rows'"),
         ("data.image_shape=[1,2]", "'data.image_shape' (=[1, 2]): expected `array` of length 3"),
@@ -70,6 +71,21 @@ def test_a_wrong_setting_is_refused_with_its_name_and_the_rule(override: str, me
         ),
         (["average.rule=equal", "separation.method=geodesic"], "does not go with 'separation.method' (='geodesic')"),
         (["average.rule=equal", "average.shards=[0.5,0.4]"], "'average.shards' (=[0.5, 0.4]) must add up to 1."),
+        ([*REPRODUCIBLE, "device=cuda"], '\'train.reproducible\' needs device = "cpu", which is "cuda"'),
+        ([*REPRODUCIBLE, "train.compute=bf16"], 'needs train.compute = "fp32" or "fp64", which is "bf16"'),
+        ([*REPRODUCIBLE, "model.sync_batchnorm=false"], "needs model.sync_batchnorm = true, which is false"),
+        ([*REPRODUCIBLE, "plan.preset=hybrid"], 'needs plan.preset = "data", which is "hybrid"'),
+        ([*REPRODUCIBLE, "plan.turns=[2,1]"], "needs plan.turns = [1, 1], which is [2, 1]"),
+        ([*REPRODUCIBLE, "exchange.kind=factors"], 'needs exchange.kind = "allreduce" or "sharded"'),
+        ([*REPRODUCIBLE, "exchange.algorithm=mpi"], "needs exchange.algorithm = "),
+        ([*REPRODUCIBLE, "exchange.wire=fp16"], 'needs exchange.wire = "fp32", which is "fp16"'),
+        ([*REPRODUCIBLE, "exchange.lazy_layers=1"], "needs exchange.lazy_layers = 0, which is 1"),
+        ([*REPRODUCIBLE, "average.rule=equal"], 'needs average.rule = "none", which is "equal"'),
+        ([*REPRODUCIBLE, "separation.method=geodesic"], 'needs separation.method = "none"'),
+        ([*REPRODUCIBLE, "analysis.information_plane_every_steps=1"], "information_plane_every_steps = 0, which is 1"),
+        ([*REPRODUCIBLE, "train.global_batch=15"], "(=15) must be at least 'train.virtual_shards' (=16)"),
+        ([*REPRODUCIBLE, "exchange.kind=sharded", "train.clip_norm=1.0"], "cannot have train.clip_norm"),
+        ([*REPRODUCIBLE, "exchange.kind=sharded", "train.optimizer=lars"], "cannot have train.optimizer = 'lars'"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(overrides: list[str], message: str) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
+from hpcnn import bounded
 from hpcnn.arrays import Shape
 from hpcnn.data.importers.collection import BrokenImageError
 from hpcnn.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+FORMATS = ("JPEG", "PNG")
+"""Whatever a file is called: others bring programs along (EPS), and decoders that few have looked at."""
+LARGEST_NAMES_BYTES = 16 << 20
 MOST_PIXELS = 1 << 28
 """A larger picture is taken for broken: a small file can claim any size."""
 
@@ -106,7 +111,9 @@ def decode(path: str, size: int | None) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        # Pillow warns of what it then decodes, or refuses by an exception.
+        with bounded.opened(path) as file, warnings.catch_warnings(), Image.open(file, formats=FORMATS) as picture:
+            warnings.simplefilter("ignore")
             columns, rows = picture.size
             if columns * rows > MOST_PIXELS:
                 raise BrokenImageError(f"data: '{path}' claims {columns}x{rows} pixels.")
@@ -126,7 +133,7 @@ def decode(path: str, size: int | None) -> np.ndarray:
 def read_names(root: Path) -> dict[str, str]:
     """Return readable names by class folder from `classes.tsv` (folder, tab, name), or none where there is no such."""
     try:
-        text = (root / "classes.tsv").read_text(encoding="utf-8")
+        text = bounded.text(root / "classes.tsv", LARGEST_NAMES_BYTES)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:

@@ -11,11 +11,13 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
+from hpcnn import bounded
 from hpcnn.data.importers.collection import ArrayCollection
 from hpcnn.errors import DataError
 
 PREFIX = {"train": "train", "test": "t10k"}
 LARGEST_EXTENT = 1 << 12
+LARGEST_UNPACKED_BYTES = 1 << 33
 DEFLATE_RATIO = 1032
 """The most that one compressed byte can expand to."""
 
@@ -63,13 +65,12 @@ def load(
 def read(path: Path, num_dims: int) -> np.ndarray:
     """Return the array of bytes in an IDX file, uint8 with `num_dims` dimensions; raises DataError."""
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        # The decompressed file cannot be longer than this: a header that claims more is refused before memory is taken.
-        most = size * DEFLATE_RATIO if zipped else size
-        with gzip.open(path) if zipped else open(path, "rb") as stream:
-            return _parse(stream, path, num_dims, most)  # type: ignore[arg-type]
+        with bounded.opened(path) as file:
+            size, zipped = os.fstat(file.fileno()).st_size, file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            # It cannot be longer than this: a header that claims more is refused before memory is taken.
+            most = min(size * DEFLATE_RATIO, LARGEST_UNPACKED_BYTES) if zipped else size
+            return _parse(gzip.GzipFile(fileobj=file) if zipped else file, path, num_dims, most)  # type: ignore[arg-type]
     except FileNotFoundError:
         raise DataError(f"data: '{path}' does not exist. Fetch it with `hpcnn data fetch`.") from None
     except (EOFError, zlib.error, OSError) as error:

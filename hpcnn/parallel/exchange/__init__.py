@@ -1,4 +1,4 @@
-"""How gradients travel: carriers of three kinds, one file each, behind the events of `exchange.Exchange`."""
+"""How gradients travel: carriers of several kinds, one file each, behind the events of `exchange.Exchange`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hpcnn.parallel.exchange.exchange import Exchange, Update
 from hpcnn.parallel.exchange.factors import FactorsCarrier
 from hpcnn.parallel.exchange.lazy import LazyCarrier, Rounds
 from hpcnn.parallel.exchange.sharded import ShardedCarrier
+from hpcnn.parallel.exchange.tree import make_tree_carriers
 from hpcnn.plan.buckets import Bucket
 from hpcnn.plan.planner import Plan
 from hpcnn.spec import LinearSpec, ModelSpec
@@ -30,8 +31,15 @@ def make_exchange(
     buckets: tuple[Bucket, ...],
     parameters: ParameterSet,
     world: World,
+    *,
+    num_shards: int = 0,
 ) -> Exchange:
     """Return the exchange with a carrier for every bucket; on one rank nothing travels (collective).
+
+    Parameters
+    ----------
+    num_shards : int
+        Virtual shards of the batch, over which gradients are summed in one tree; 0: none, they are summed over ranks.
 
     Raises
     ------
@@ -45,8 +53,12 @@ def make_exchange(
     order = {layer.name: index for index, layer in enumerate(model.layers)}
     samples = geometry.blocks(plan.global_batch, world.size)
 
-    def carrier(bucket: Bucket) -> Carrier:
-        priority = order[bucket.layers[-1]]  # the lowest layer is needed first
+    priorities = [order[bucket.layers[-1]] for bucket in buckets]  # the lowest layer is needed first
+    if num_shards:
+        trees = make_tree_carriers(buckets, num_shards, engine, parameters, config, priorities)
+        return Exchange(trees, engine, overlap=config.overlap, wait=config.wait)
+
+    def carrier(bucket: Bucket, priority: int) -> Carrier:
         replicas = range(world.rank % bucket.cut, world.size, bucket.cut)
         if engine is None or len(replicas) == 1:
             return Carrier(bucket)
@@ -60,7 +72,7 @@ def make_exchange(
             case _:
                 return AllreduceCarrier(bucket, replicas, engine, parameters, config, priority)
 
-    carriers = [carrier(bucket) for bucket in buckets]
+    carriers = [carrier(bucket, priority) for bucket, priority in zip(buckets, priorities, strict=True)]
     rounds = None
     lazy = [bucket for bucket in buckets if bucket.every > 1]
     if lazy:

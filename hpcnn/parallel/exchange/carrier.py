@@ -57,6 +57,13 @@ class Carrier:
     def error_ready(self, layer: str, error: Array) -> None:
         """Take note of the gradient of a layer's output; the same rules."""
 
+    def shard_ready(self, layer: str) -> None:
+        """Take note that a layer's gradients of the next virtual shard are in the flat vector, before `gradient_ready`.
+
+        Only carriers that sum over shards hear of it.
+        """
+        raise NotImplementedError
+
     def gradient_ready(self, layer: str) -> None:
         """Take note that this rank's gradients of a layer are in the flat vector; begin with the last one."""
         self._missing -= 1

@@ -6,6 +6,7 @@ The program announces events a layer, in the order of one step:
     input_ready         forward has the layer's input
     begin_backward      forward is through; from here on `update` is how this step moves parameters
     error_ready         backward has the gradient of the layer's output, its fused activation undone
+    shard_ready         where sums go by virtual shards: those of the next shard stand in the flat vector
     gradient_ready      the layer's gradients of this rank's samples stand in the flat vector
     backward_done       backward is through with the layer: its parameters may change
     end_backward        backward is through with all layers
@@ -138,6 +139,10 @@ class Exchange:
     def gradient_ready(self, layer: str) -> None:
         """Take note that this rank's gradients of `layer` are in the flat vector."""
         self._of[layer].gradient_ready(layer)
+
+    def shard_ready(self, layer: str) -> None:
+        """Take note that the gradients of one more virtual shard stand in the flat vector, before `gradient_ready`."""
+        self._of[layer].shard_ready(layer)
 
     def backward_done(self, layer: str) -> None:
         """Take note that the parameters of `layer` may change."""

@@ -41,7 +41,8 @@ Butterfly and halving-doubling add every element in one and the same binary tree
 the ranks that take part: ((0+1)+(2+3))+... for a power of two. They give the same bits as each other on all ranks, and
 so does hierarchical where nodes and ranks per node are powers of two and the ranks of a node follow each other: it then
 is halving-doubling, message for message. The ring adds block i in the order i-1, i-2, ..., i, which differs by block
-but again not by rank. Every algorithm leaves the same bits on all ranks.
+but again not by rank. Every algorithm leaves the same bits on all ranks; for the same bits on any number of ranks see
+`tree.py`, whose schedules sum over virtual shards.
 
 References
 ----------
@@ -62,12 +63,13 @@ from hpcnn.plan.schedules.collectives import (
 )
 from hpcnn.plan.schedules.direct import ALLTOALL_ALGORITHMS, alltoall, alltoall_places, gather
 from hpcnn.plan.schedules.mixing import mixing, num_stages
-from hpcnn.plan.schedules.schedule import Combine, Schedule, Step, Transfer
+from hpcnn.plan.schedules.schedule import Addition, Combine, Schedule, Step, Transfer
 
 __all__ = [
     "ALLREDUCE_ALGORITHMS",
     "ALLTOALL_ALGORITHMS",
     "BLOCK_ALGORITHMS",
+    "Addition",
     "Combine",
     "Schedule",
     "Step",

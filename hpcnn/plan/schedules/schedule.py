@@ -21,12 +21,24 @@ class Transfer(NamedTuple):
     stop: int
 
 
+class Addition(NamedTuple):
+    """Elements [start, stop) of a rank's array get those from `source` on added; the two ranges are disjoint."""
+
+    start: int
+    stop: int
+    source: int
+
+
 class Step(NamedTuple):
-    """Messages in flight together. Sends read the values from before the step; receives are combined after."""
+    """Messages in flight together. Sends read the values from before the step; receives are combined after.
+
+    When all messages have left and arrived, the additions are made, one after the other.
+    """
 
     sends: tuple[Transfer, ...] = ()
     receives: tuple[Transfer, ...] = ()
     combine: Combine = "copy"
+    additions: tuple[Addition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,8 @@ class Schedule:
     @cached_property
     def num_additions(self) -> int:
         """Elements this rank adds to its own."""
-        return sum(r.stop - r.start for step in self.steps if step.combine == "sum" for r in step.receives)
+        received = sum(r.stop - r.start for step in self.steps if step.combine == "sum" for r in step.receives)
+        return received + sum(stop - start for step in self.steps for start, stop, _ in step.additions)
 
 
 def messages(combine: Combine, sends: Sequence[Transfer] = (), receives: Sequence[Transfer] = ()) -> Step:
@@ -79,7 +92,7 @@ def mapped(steps: Iterable[Step], ranks: Sequence[int], offset: int = 0) -> tupl
     def move(transfers: tuple[Transfer, ...]) -> tuple[Transfer, ...]:
         return tuple([Transfer(ranks[peer], start + offset, stop + offset) for peer, start, stop in transfers])
 
-    return tuple([Step(move(sends), move(receives), combine) for sends, receives, combine in steps])
+    return tuple([Step(move(step.sends), move(step.receives), step.combine) for step in steps])
 
 
 def watched(steps: Iterable[Step]) -> tuple[Step, ...]:

@@ -36,7 +36,7 @@ FLAGS = {
         "--sizes --min-bytes --max-bytes --algorithms --seconds --machine --plot --repeats --json"
     ),
     "hpcnn bench ops": "--models --batch --no-peer --repeats --json",
-    "hpcnn bench step": "--models --batch --no-peer --repeats --json",
+    "hpcnn bench step": "--models --shards --batch --no-peer --repeats --json",
     "hpcnn scale": (
         "config --ranks --plans --exchanges --algorithms --mode --repeats --steps --set --machine --ranks-per-node"
         " --launcher --launcher-args --sbatch-args --limit --point --out"

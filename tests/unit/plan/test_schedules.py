@@ -234,8 +234,8 @@ def test_pairwise_sends_straight_from_owner_to_reader_at_ascending_distances(siz
         scatter = schedules.reduce_scatter("pairwise", rank, size, size)
         for index, (spread, collect) in enumerate(zip(gather.steps, scatter.steps, strict=True), 1):
             right, left = (rank + index) % size, (rank - index) % size
-            assert (((right, rank, rank + 1),), ((left, left, left + 1),), "copy") == spread
-            assert (((right, right, right + 1),), ((left, rank, rank + 1),), "sum") == collect
+            assert (((right, rank, rank + 1),), ((left, left, left + 1),), "copy") == spread[:3]
+            assert (((right, right, right + 1),), ((left, rank, rank + 1),), "sum") == collect[:3]
 
 
 # -- edges -------------------------------------------------------------------------------------------------------------
