@@ -260,6 +260,18 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FaultConfig:
+    """What happens when a rank dies."""
+
+    on_rank_failure: Literal["stop", "continue"] = "stop"
+    """stop: the run ends; go on with --resume. continue: the other ranks go on without it, from the last copy in
+    memory; needs Open MPI 5 and `mpirun --with-ft ulfm`. A rank that hangs for `exchange.timeout_seconds` is killed
+    then, if another rank runs on its node."""
+    keep_every_steps: Positive = 10
+    """With "continue": copy the state in memory after so many steps; these are repeated at most."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """What is said while it runs."""
 
@@ -323,5 +335,6 @@ class Config:
     average: AverageConfig = AverageConfig()
     separation: SeparationConfig = SeparationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    fault: FaultConfig = FaultConfig()
     log: LogConfig = LogConfig()
     analysis: AnalysisConfig = AnalysisConfig()

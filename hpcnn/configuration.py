@@ -163,8 +163,22 @@ def _refuse_combinations(config: Config) -> None:
             " (='tensor') does not tell apart. Set analysis.kernel = \"maps\", or maps_every = 0."
         )
     _refuse_averages(config)
+    several = {
+        "average.rule": config.average.rule != "none",
+        "separation.method": config.separation.method == "rejection",
+    }
+    for key in (key for key, trained in several.items() if trained and config.fault.on_rank_failure == "continue"):
+        raise ConfigError(
+            f"config: 'fault.on_rank_failure' (='continue') is for runs of one network, '{key}' trains several."
+            ' Set fault.on_rank_failure = "stop".'
+        )
     if exchange.algorithm != "nccl":
         return
+    if config.fault.on_rank_failure == "continue":
+        raise ConfigError(
+            "config: 'fault.on_rank_failure' (='continue') needs collectives that survive a rank, which those of NCCL"
+            ' do not. Set exchange.algorithm = "auto".'
+        )
     for key, value, needed in (
         ("device", device, "cuda"),
         ("exchange.kind", exchange.kind, "allreduce"),

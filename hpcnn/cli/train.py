@@ -13,6 +13,7 @@ from hpcnn import bounded, configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.config import Config
 from hpcnn.errors import ConfigError
+from hpcnn.train import recovery
 from hpcnn.train.atomic import replacing
 from hpcnn.train.observer import Observer
 from hpcnn.train.setup import Parts, assemble, device_errors
@@ -106,6 +107,7 @@ def _train(args: argparse.Namespace, request: StopRequest) -> int:
         return _train_classes(args, config, world, folder, request)
     with world.agreeing():
         plan_text = _read_plan(args.plan)
+    recovery.check(config)
     parts = assemble(config, world, plan_text)
     try:
         with device_errors(config):
@@ -114,7 +116,8 @@ def _train(args: argparse.Namespace, request: StopRequest) -> int:
             )
             trainer.prepare(resume=args.resume, init=args.init)
             _write_environment(world, parts, folder / "environment.json")
-            outcome = trainer.train(request)
+            trainer, outcome = recovery.train(trainer, args.init, _observers, request)
+        parts, world = trainer.parts, trainer.world
         if config.log.trace_steps:
             from hpcnn.report.trace import write_trace
 

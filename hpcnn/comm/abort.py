@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from hpcnn.comm.failure import rank_failure
 from hpcnn.comm.library import load
 from hpcnn.comm.wait import Patience, wait
 from hpcnn.errors import ConfigError, HpcnnError, one_line, out_of_memory
@@ -86,6 +87,9 @@ def _run(main: Callable[[], int], settle_s: float) -> int:
         code, words = (int(stop.code or 0), "") if is_code else (FAILURE, str(stop.code))
         return _settle(code, words if code else None, settle_s)
     except BaseException as error:
+        lost = None if _watch.comm is None else rank_failure(error)
+        if lost is not None:
+            return _settle(FAILURE, str(lost), settle_s)
         _surprise(error, threading.current_thread())
         return FAILURE
     return _settle(code, None, settle_s)
@@ -168,9 +172,14 @@ def _settle(code: int, words: str | None, settle_s: float = SETTLE_S) -> int:
             _say(f"hpcnn: error: {words}\n")
         return code
     codes = np.empty(comm.size, np.int32)
-    request = comm.Iallgather(np.array([code], np.int32), codes)
-    patience = Patience(awake=False)
-    if not wait(request.Test, patience, None if words is None else settle_s):
+    try:
+        request = comm.Iallgather(np.array([code], np.int32), codes)
+        all_ended = wait(request.Test, Patience(awake=False), None if words is None else settle_s)
+    except load().Exception:  # a rank is dead, which cannot harm one that has come to a good end
+        if words is None:
+            return code
+        all_ended = False
+    if not all_ended:
         time.sleep(min(comm.rank * STAGGER_S, LONGEST_STAGGER_S))
         _say(f"hpcnn: error on rank {comm.rank}: {words or f'exit code {code}'}\n")
         _abort(code or FAILURE)

@@ -7,6 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from hpcnn.comm.failure import rank_failure
+
 if TYPE_CHECKING:
     from hpcnn.comm.engine import Engine
 
@@ -52,7 +54,13 @@ class Background:
                     return
             if engine.someone_waits:
                 continue
-            sleep_s = SHORTEST_SLEEP_S if engine.poll() else min(2 * sleep_s, LONGEST_SLEEP_S)
-            engine.look_for_missing()  # also when idle: "I have joined that" helps others to find who has not
+            try:
+                sleep_s = SHORTEST_SLEEP_S if engine.poll() else min(2 * sleep_s, LONGEST_SLEEP_S)
+                engine.look_for_missing()  # also when idle: "I have joined that" helps others to find who has not
+            except Exception as error:
+                if rank_failure(error) is None:
+                    raise
+                engine.failure = error  # for whoever waits next
+                return
             if not engine.idle:
                 time.sleep(sleep_s)

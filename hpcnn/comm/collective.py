@@ -240,9 +240,9 @@ class Scheduled(Collective):
         self._leaving = [_Lane(messages, WINDOW * index) for index, messages in enumerate(step.sends)]
         self._arriving = [_Lane(messages, WINDOW * index) for index, messages in enumerate(step.receives)]
         if step.receives and (step.sums or self._narrow):
-            self._incoming = engine.take_scratch(window * len(step.receives), self._incoming)
+            self._incoming = engine.scratch.take(window * len(step.receives), self._incoming)
         if step.sends and self._narrow:
-            self._outgoing = engine.take_scratch(window * len(step.sends), self._outgoing)
+            self._outgoing = engine.scratch.take(window * len(step.sends), self._outgoing)
         for lane in self._arriving:
             self._receive(lane)
         for lane in self._leaving:
@@ -321,7 +321,7 @@ class Scheduled(Collective):
     def _give_back(self) -> None:
         for scratch in (self._incoming, self._outgoing):
             if scratch is not None:
-                self._engine.give_scratch(scratch)
+                self._engine.scratch.give(scratch)
         self._incoming = self._outgoing = None
         self._leaving, self._arriving = [], []
 

@@ -192,12 +192,17 @@ def traffic(comm: MPI.Intracomm) -> Traffic:
 
 def engine_of(comm: MPI.Intracomm) -> Engine:
     """Return the engine that serves a communicator, made on first use and freed with it (collective then)."""
-    key = _engine_key()
-    engine: Any = comm.Get_attr(key)
+    engine = made_engine(comm)
     if engine is None:
         engine = Engine(comm)
-        comm.Set_attr(key, engine)
-    return cast(Engine, engine)
+        comm.Set_attr(_engine_key(), engine)
+    return engine
+
+
+def made_engine(comm: MPI.Intracomm) -> Engine | None:
+    """Return the engine that serves a communicator, None before its first use."""
+    engine: Any = comm.Get_attr(_engine_key())
+    return cast("Engine | None", engine)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from hpcnn.comm.background import Background
 from hpcnn.comm.collective import Collective, OfLibrary, Scheduled, check_fits
 from hpcnn.comm.counters import Communication, Traffic
 from hpcnn.comm.library import load, node_map
+from hpcnn.comm.scratch import Scratch
 from hpcnn.comm.small import SMALL_BYTES, SMALL_TYPES, run_small, scratch_bytes
 from hpcnn.comm.staging import WHOLE, Staged, Touched, touched
 from hpcnn.comm.verdict import Waiting
@@ -73,6 +74,10 @@ class Engine:
         Between device and host; made with the first collective on a device array.
     nccl_members : dict of tuple of int to Nccl
         By their ranks.
+    failure : Exception or None
+        What went wrong in the MPI library: nothing gets on any more.
+    comms : list of Intracomm
+        On which messages travel.
     """
 
     def __init__(self, comm: MPI.Intracomm, *, segment_bytes: int = LONGEST_SEGMENT_BYTES) -> None:
@@ -97,7 +102,9 @@ class Engine:
         self._prepared: list[Collective] = []
         self._small: tuple[str, float] | None = None
         self._small_scratch = np.empty(0, np.uint8)
-        self._free_scratch: list[np.ndarray] = []
+        self.scratch = Scratch()
+        self.failure: BaseException | None = None
+        self.comms = [self.comm]
         # In flight, most urgent first; who touches it, or carries one of them on, holds the lock.
         self._lock = threading.Lock()
         self._active: list[Collective] = []
@@ -145,9 +152,9 @@ class Engine:
         CommError
             If the array is not as above.
         """
-        if len(self._prepared) == NUM_FIXED_TAGS:
-            raise CommError(f"comm: more than {NUM_FIXED_TAGS} collectives are prepared. Use larger buckets.")
         tag = len(self._prepared)
+        if tag == NUM_FIXED_TAGS:
+            raise CommError(f"comm: more than {NUM_FIXED_TAGS} collectives are prepared. Use larger buckets.")
         options = {"label": label, "priority": priority, "wire_type": wire, "round_result": round_result}
         return self.keep(
             self._staged(
@@ -175,6 +182,7 @@ class Engine:
         communicator has `ranks`, or all; every rank must be in one such group.
         """
         own = cast("MPI.Intracomm", self.comm.Split(0 if ranks is None else min(ranks), self.rank))
+        self.comms.append(own)
 
         def make(host: np.ndarray) -> Collective:
             return OfLibrary(self, lambda: begin(own, host), lambda: end(host), label, priority, traffic)
@@ -232,8 +240,7 @@ class Engine:
         self._small = (label, begin)
         self._patience.reset()
         num_bytes = scratch_bytes(schedule, array.itemsize)
-        if self._small_scratch.nbytes < num_bytes:
-            self._small_scratch = arrays.empty(num_bytes, np.uint8)
+        self._small_scratch = self.scratch.take(num_bytes, self._small_scratch)
         run_small(self.comm, schedule, array.reshape(-1), tag, self._small_scratch[:num_bytes], self._pause)
         self._small = None
         self.count(schedule.num_messages, schedule.num_elements_sent * array.itemsize)
@@ -252,9 +259,8 @@ class Engine:
         if not collective.done:
             raise CommError(f"comm: '{collective.label}' is still in flight; wait for it before starting it again.")
         with self._lock:
-            idle = not self._active
             collective.begin()
-            if idle:
+            if not self._active:
                 self._busy_since = collective.started_at
             self._num_messages += collective.traffic.num_messages
             self._num_bytes += collective.traffic.num_bytes
@@ -267,11 +273,16 @@ class Engine:
     def poll(self) -> bool:
         """Carry on everything in flight as far as it goes without waiting; return whether anything moved."""
         with self._lock:
+            if self.failure is not None:
+                raise self.failure
             moved = done = False
-            for collective in self._active:
-                if collective.advance():
-                    moved = True
-                    done |= collective.done
+            try:
+                for collective in self._active:
+                    if collective.advance():
+                        moved, done = True, done or collective.done
+            except Exception as error:
+                self.failure = error  # for all who wait: a request that failed looks done when it is tested again
+                raise
             if done:
                 self._retire()
         return moved
@@ -377,24 +388,13 @@ class Engine:
         if not self._active:
             self._busy_s += time.perf_counter() - self._busy_since
 
-    # -- memory -----------------------------------------------------------------------------------------------------
-
-    def take_scratch(self, num_bytes: int, held: np.ndarray | None = None) -> np.ndarray:
-        """Return at least `num_bytes` bytes of scratch memory: `held`, or old memory, where that is large enough."""
-        if held is not None and held.nbytes >= num_bytes:
-            return held
-        scratch = self._free_scratch.pop() if self._free_scratch else held
-        if scratch is None or scratch.nbytes < num_bytes:
-            scratch = arrays.empty(1 << max(12, (num_bytes - 1).bit_length()), np.uint8)
-        return scratch
-
-    def give_scratch(self, scratch: np.ndarray) -> None:
-        """Take back memory lent by `take_scratch`."""
-        self._free_scratch.append(scratch)
-
     def free(self) -> None:
         """Stop the thread and free the engine's communicator (collective)."""
+        self.stop()
+        self.comm.Free()
+
+    def stop(self) -> None:
+        """Stop the thread, leaving what is in flight."""
         if self._background is not None:
             self._background.close()
             self._background = None
-        self.comm.Free()

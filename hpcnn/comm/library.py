@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
+SURVIVABLE = "OMPI_MCA_mpi_ft_enable"
+"""What `mpirun --with-ft ulfm` of Open MPI sets on all ranks."""
+
+
 @functools.cache
 def load() -> ModuleType:
     """Return mpi4py's module MPI; the first call initialises MPI with THREAD_MULTIPLE.
@@ -25,6 +29,9 @@ def load() -> ModuleType:
     CommError
         If mpi4py or the MPI library behind it cannot be loaded.
     """
+    if SURVIVABLE in os.environ:
+        # MPI_Finalize is a barrier over the launcher, which now and then still waits for the dead.
+        os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

@@ -105,6 +105,24 @@ def conclude(rank: int, reports: Mapping[int, Report], hostnames: Sequence[str],
         What the job was at, such as "step 17"; may be empty.
     """
     at = f" at {doing}" if doing else ""
+    waits, missing = _missing(reports, hostnames)
+    key, culprits = _blame(waits, missing)
+    if key is not None:
+        return _absent(key, culprits, waits[key], reports, hostnames, at)
+    if missing:
+        return _circle([(waits[key], _waiting(key, waits[key][0], reports)) for key in sorted(missing)], at)
+    return _not_delivered(rank, waits, reports, at)
+
+
+def absent(reports: Mapping[int, Report], hostnames: Sequence[str]) -> list[int]:
+    """Return the ranks that are waited for and wait for nobody, in the earliest of such collectives."""
+    return _blame(*_missing(reports, hostnames))[1]
+
+
+def _missing(
+    reports: Mapping[int, Report], hostnames: Sequence[str]
+) -> tuple[dict[Key, list[int]], dict[Key, list[int]]]:
+    """Return who waits in what, and who has not joined that; without what all have joined."""
     waits: dict[Key, list[int]] = defaultdict(list)
     for peer in sorted(reports):
         for key in reports[peer].waits():
@@ -113,17 +131,19 @@ def conclude(rank: int, reports: Mapping[int, Report], hostnames: Sequence[str],
         key: [peer for peer in _members(key, reports[peers[0]], hostnames) if not _has_joined(peer, key, reports)]
         for key, peers in waits.items()
     }
-    missing = {key: absent for key, absent in missing.items() if absent}
+    return waits, {key: peers for key, peers in missing.items() if peers}
+
+
+def _blame(waits: Mapping[Key, list[int]], missing: Mapping[Key, list[int]]) -> tuple[Key | None, list[int]]:
+    """Return what the ranks to blame have not joined, and these; None and nobody if all of them are excused."""
     excused = {peer for key in missing for peer in waits[key]}
-    blamed = {key: sorted(set(absent) - excused) for key, absent in missing.items()}
+    blamed = {key: sorted(set(peers) - excused) for key, peers in missing.items()}
     blamed = {key: culprits for key, culprits in blamed.items() if culprits}
-    if blamed:
-        # Of several collectives the earliest: the one that the fewest ranks have yet to join.
-        key = min(blamed, key=lambda key: (len(missing[key]), -len(waits[key]), key))
-        return _absent(key, blamed[key], waits[key], reports, hostnames, at)
-    if missing:
-        return _circle([(waits[key], _waiting(key, waits[key][0], reports)) for key in sorted(missing)], at)
-    return _not_delivered(rank, waits, reports, at)
+    if not blamed:
+        return None, []
+    # Of several collectives the earliest: the one that the fewest ranks have yet to join.
+    key = min(blamed, key=lambda key: (len(missing[key]), -len(waits[key]), key))
+    return key, blamed[key]
 
 
 def _members(key: Key, report: Report, hostnames: Sequence[str]) -> Sequence[int]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from hpcnn.comm.library import load
-from hpcnn.comm.verdict import Report, Waiting, conclude
+from hpcnn.comm.verdict import Report, Waiting, absent, conclude
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -32,6 +32,9 @@ LOOK_S = 0.1
 
 REPEATS = 4
 """How often a report is told within the time of grace: one that is older than that time is no longer true."""
+
+DISMISSALS = 6
+"""Times of grace within which ranks that were given up must be dead."""
 
 STAGGER_S, LONGEST_STAGGER_S = 0.25, 2.0
 """Ranks that give up on the lowest one speak in order of rank, this far apart: the first ends the rest."""
@@ -72,6 +75,8 @@ class Watchdog:
         How long a collective may be in flight; 0 turns the watchdog off. Equal on all ranks, to be set before waiting.
     doing : str
         What the job is at, such as "step 17"; for the line.
+    dismiss : callable
+        Gets the ranks to blame for the standstill, and returns whether the job goes on without them.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Watchdog:
     ) -> None:
         self.timeout_s = timeout_s
         self.doing = ""
+        self.dismiss: Callable[[Sequence[int]], bool] = lambda culprits: False
         self._post = post
         self._hostnames = hostnames
         self._end = end
@@ -165,9 +171,15 @@ class Watchdog:
         if (mine.alarmed or others) and now >= self._next_tell:
             self._next_tell = now + self.grace_s / REPEATS
             self._post.tell(mine.encode())
-        if self._alarmed_at is not None and now - self._alarmed_at >= self._patience_s(others):
+        if self._alarmed_at is None:
+            return
+        overdue_s = now - self._alarmed_at - self._patience_s(others)
+        if overdue_s >= 0:
             rank = self._post.rank
-            self._end(conclude(rank, {**fresh, rank: mine}, self._hostnames, self.doing))
+            reports = {**fresh, rank: mine}
+            # Those that are dismissed are dead soon, or whoever was to see to that cannot.
+            if overdue_s > DISMISSALS * self.grace_s or not self.dismiss(absent(reports, self._hostnames)):
+                self._end(conclude(rank, reports, self._hostnames, self.doing))
 
     def _report(self, now: float) -> Report:
         """Return what there is to tell of this rank; a wait that is no longer checked is over."""
@@ -206,6 +218,10 @@ class MpiPost:
         self._comm = comm
         self._byte = load().BYTE
         self._on_their_way: dict[int, tuple[MPI.Request, bytes]] = {}
+
+    def revoke(self) -> None:
+        """Raise an error on all ranks that use this."""
+        self._comm.Revoke()
 
     def free(self) -> None:
         """Give the communicator back (collective)."""

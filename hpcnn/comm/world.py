@@ -17,9 +17,10 @@ import numpy as np
 from hpcnn.comm import abort
 from hpcnn.comm.abort import run_and_exit as run_and_exit
 from hpcnn.comm.collective import check_array
-from hpcnn.comm.collectives import engine_of
+from hpcnn.comm.collectives import engine_of, made_engine
 from hpcnn.comm.counters import Communication
 from hpcnn.comm.engine import Engine
+from hpcnn.comm.failure import Process, agreed, guarded, kill_hung
 from hpcnn.comm.library import NodeShare, load, node_share
 from hpcnn.comm.verdict import Waiting, name_ranks
 from hpcnn.comm.wait import Patience, wait
@@ -34,7 +35,7 @@ OMP_NUM_THREADS = "OMP_NUM_THREADS"
 WATCH_S = 0.25
 """How often the watchdog learns that this rank still waits."""
 
-GATHER_TAG = 7002
+GATHER_TAG, PASS_TAG = 7002, 7003
 
 CHUNK_BYTES = 1 << 30
 """Messages are cut here: MPI counts in 31 bits."""
@@ -76,6 +77,7 @@ class World:
         self.num_threads = num_threads
         self.threads_are_chosen = False
         self.hostnames: tuple[str, ...] = tuple(comm.allgather(load().Get_processor_name()))
+        self._processes: list[Process] = comm.allgather(Process.here())
         self._patience = Patience(awake=True)
         places = self.hostnames
         if ranks is not None:
@@ -97,6 +99,54 @@ class World:
         comm = cast("MPI.Intracomm", self.comm.Split(color, self.rank))
         ranks = [self.ranks[rank] for rank in comm.allgather(self.rank)]
         return World(comm, self._share, self.num_threads, ranks)
+
+    def outlive(self) -> None:
+        """From now on have the watchdog kill a rank that hangs: the others are to go on without it."""
+        self.watchdog.dismiss = lambda culprits: kill_hung(culprits, self._processes)
+
+    def revoke(self) -> None:
+        """Raise an error on all ranks that wait for anything here; only `all_well` and `survivors` work afterwards."""
+        engine = made_engine(self.comm)
+        self._post.revoke()
+        for comm in [self.comm, *([] if engine is None else engine.comms)]:
+            comm.Revoke()
+        if engine is not None:
+            engine.stop()
+
+    def all_well(self, well: bool) -> bool:
+        """Return whether no rank has died and all bring True; the same on all (collective, also when revoked)."""
+        with guarded(self.watchdog.timeout_s, abort.end_job):
+            return agreed(self.comm, well)
+
+    def survivors(self) -> World:
+        """Return the world of those that are alive, after `revoke` (collective among them).
+
+        Ranks keep their order and, in `ranks`, their names. From here on an exception that nobody catches ends the job
+        of the new world.
+        """
+        _abandoned.append(self)
+        comm, world = self.comm, None
+        with guarded(self.watchdog.timeout_s, abort.end_job):
+            while True:
+                comm = cast("MPI.Intracomm", comm.Shrink())
+                places = comm.Get_group().Translate_ranks(list(range(comm.size)), self.comm.Get_group())
+                try:
+                    world = World(comm, self._share, self.num_threads, [self.ranks[place] for place in places])
+                    world.threads_are_chosen = self.threads_are_chosen
+                    abort.install(comm.Dup())
+                except load().Exception:  # another has died
+                    comm.Revoke()
+                if agreed(comm, world is not None) and world is not None:
+                    return world
+
+    def pass_on(self, data: np.ndarray, received: np.ndarray, distance: int) -> None:
+        """Send bytes so many ranks ahead, and receive those of the rank as far behind (collective)."""
+        peer, source = (self.rank + distance) % self.size, (self.rank - distance) % self.size
+        cuts = [range(0, array.size, CHUNK_BYTES) for array in (data, received)]
+        requests = [self.comm.Irecv(received[at : at + CHUNK_BYTES], source, PASS_TAG) for at in cuts[1]]
+        requests += [self.comm.Isend(data[at : at + CHUNK_BYTES], peer, PASS_TAG) for at in cuts[0]]
+        for number, request in enumerate(requests):
+            self._finish(request, "" if number else "copy of the state")
 
     def limit_threads(self, count: int) -> None:
         """Hold BLAS and OpenMP to `count` threads in this rank, unless the user has chosen their number."""
@@ -262,6 +312,10 @@ class World:
         while not wait(request.Test, self._patience, WATCH_S):
             self.watchdog.check(self._source, Waiting(0, self._label, self._num_started, time.monotonic() - begin))
         self.watchdog.check(self._source, None)
+
+
+_abandoned: list[World] = []
+"""Worlds that were outlived: the library may still write into the arrays of messages that were given up."""
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 
 from hpcnn import bounded, gpu
 from hpcnn.arrays import Place
+from hpcnn.comm.counters import Communication
 from hpcnn.errors import ConfigError, DataError
 from hpcnn.train.atomic import replacing
 from hpcnn.train.evaluate import Score
@@ -34,6 +35,19 @@ LARGEST_BYTES = 1 << 29
 """More than a million steps."""
 Event: TypeAlias = Literal["step", "average", "epoch", "rollback", "end"]
 Record: TypeAlias = dict[str, Any]
+
+
+def costs(step_s: float, spent: Communication, wait_s: float) -> Record:
+    """Return what a step's record says of its time: what it communicated in the open, waited for images, computed."""
+    return {
+        "step_s": step_s,
+        "compute_s": max(0.0, step_s - spent.exposed_s - wait_s),
+        "exposed_comm_s": spent.exposed_s,
+        "hidden_comm_s": spent.hidden_s,
+        "input_wait_s": wait_s,
+        "bytes_sent": spent.traffic.num_bytes,
+        "messages_sent": spent.traffic.num_messages,
+    }
 
 
 class MetricsWriter:

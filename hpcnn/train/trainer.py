@@ -26,7 +26,8 @@ from hpcnn.train.evaluate import Score, evaluate_shares
 from hpcnn.train.feed import Feed, make_loader
 from hpcnn.train.folder import open_folder
 from hpcnn.train.guard import Guard
-from hpcnn.train.metrics import MetricsWriter, peak_memory
+from hpcnn.train.kept import Keeper
+from hpcnn.train.metrics import MetricsWriter, costs, peak_memory
 from hpcnn.train.observer import Observer
 from hpcnn.train.outcome import Outcome
 from hpcnn.train.progress import Progress
@@ -76,6 +77,7 @@ class Trainer:
         self.best_accuracy = 0.0
         self.lr_scale = 1.0
         self._saver: Saver | None = None
+        self.keeper: Keeper | None = None
         self._metrics: MetricsWriter | None = None
         self._progress = Progress(
             progress_stream if self.writes else None,
@@ -93,8 +95,8 @@ class Trainer:
         self.state = State(parts, self.optimizer)
         self._guard = Guard(self.config, self.program, self.world)
         self._rollbacks = Rollbacks(self.config.train)
-        # Of a step: correct answers, requests to stop, who cannot go on, what features add to the loss; and the parts of
-        # the loss that are summed apart.
+        # Of a step: correct answers, requests to stop, who cannot go on, what features add to the loss, and the loss in
+        # parts.
         self._totals = np.zeros(4 + len(self.program.losses))
         self._sum_totals = prepare_allreduce(
             self.world.engine, self._totals, "butterfly", label="loss and correct answers", priority=URGENT
@@ -105,8 +107,12 @@ class Trainer:
 
     # -- before -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, *, resume: bool = False, init: Path | None = None) -> None:
+    def prepare(
+        self, *, resume: bool = False, init: Path | None = None, kept: checkpoints.Checkpoint | None = None
+    ) -> None:
         """Make or re-open the run folder, and load a checkpoint where one is asked for (collective).
+
+        What rank 0 passes as `kept` goes before the newest file of the folder.
 
         Raises
         ------
@@ -120,7 +126,7 @@ class Trainer:
                 store = open_folder(self.folder, self.config, self.program.plan, resume=resume)
                 self._saver = Saver(store, self.config.checkpoint, self._progress.message)
         if resume:
-            self._load()
+            self._load(kept=kept)
         if init is not None and self.step == 0:
             self._load(init)
         with self.world.agreeing():
@@ -133,14 +139,21 @@ class Trainer:
                 )
         for observer in self.observers:
             observer.begin(self.folder, self.step)
+        if self.config.fault.on_rank_failure == "continue":
+            self.keeper = Keeper(self.parts, self.optimizer.state)
+            self.keeper.keep(self.step, self.best_accuracy, self.lr_scale)
 
-    def _load(self, init: Path | None = None) -> bool:
+    def say(self, words: str) -> None:
+        """Show a line among the progress."""
+        self._progress.message(words)
+
+    def _load(self, init: Path | None = None, kept: checkpoints.Checkpoint | None = None) -> bool:
         """Load the newest checkpoint of the run, or parameters from `init`; return if there is one (collective)."""
         with self.world.agreeing():
-            loaded = None
+            loaded = kept
             if self.writes and init is not None:
                 loaded = checkpoints.load(init, parameters_only=True)
-            elif self.writes:
+            elif self.writes and kept is None:
                 found = reproducible.to_resume(self.folder, self.parts.train_data.fingerprint(), self.parts.arithmetic)
                 if found is not None:
                     loaded = found.checkpoint
@@ -206,12 +219,14 @@ class Trainer:
                     stopped = ""  # the request stands until the round is over
                 save = bool(stopped) or _due(self.step, every)
                 ends_epoch = self._ends_epoch(self.step)
+                keep = self.keeper is not None and self.keeper.due(self.step)
                 if self._guard.due(self.step):
                     self.program.exchange.settle()
                     self._guard.compare(self.step)
-                if save or ends_epoch:
+                if save or ends_epoch or keep:
                     self.program.exchange.settle()
                     self.program.average_statistics()
+                if save or ends_epoch:
                     for observer in self.observers:
                         observer.settle()
                     with self.rule.averaged() as record:
@@ -221,6 +236,8 @@ class Trainer:
                             score = self._end_of_epoch(save=save) or score
                         else:
                             self.save(wait=bool(stopped))
+                if keep and self.keeper is not None:
+                    self.keeper.keep(self.step, self.best_accuracy, self.lr_scale)
         return score, stopped
 
     def _roll_back(self, error: NumericsError) -> None:
@@ -290,19 +307,7 @@ class Trainer:
                 "images_per_second": train.global_batch / step_s,
                 "lr": update.lr,
             } | ({"separation": totals[3]} if term else {})
-            self._metrics.write(
-                "step",
-                self.step,
-                epoch=self._epoch,
-                **shown,
-                step_s=step_s,
-                compute_s=max(0.0, step_s - spent.exposed_s - wait_s),
-                exposed_comm_s=spent.exposed_s,
-                hidden_comm_s=spent.hidden_s,
-                input_wait_s=wait_s,
-                bytes_sent=spent.traffic.num_bytes,
-                messages_sent=spent.traffic.num_messages,
-            )
+            self._metrics.write("step", self.step, epoch=self._epoch, **shown, **costs(step_s, spent, wait_s))
             self._progress.step(self.step, **shown)
         return (request.reason or "a signal to another rank") if totals[1] else ""
 

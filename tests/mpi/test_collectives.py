@@ -227,10 +227,10 @@ def test_scratch_memory_is_allocated_once():
     engine = Engine(WORLD)
     schedule = schedules.allreduce("halving-doubling", RANK, SIZE, 50_000)
     engine.run(schedule, np.ones(50_000, np.float32))
-    first = [scratch.ctypes.data for scratch in engine._free_scratch]
+    first = [scratch.ctypes.data for scratch in engine.scratch.free]
     for _ in range(3):
         engine.run(schedule, np.ones(50_000, np.float32))
-    assert first == [scratch.ctypes.data for scratch in engine._free_scratch]
+    assert first == [scratch.ctypes.data for scratch in engine.scratch.free]
     assert (SIZE > 1) == (len(first) == 1)
     engine.free()
 

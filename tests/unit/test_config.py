@@ -57,6 +57,12 @@ def test_a_wrong_setting_is_refused_with_its_name_and_the_rule(override: str, me
             "needs exchange.kind = \"allreduce\", which is 'sharded'",
         ),
         (["device=cuda", "exchange.algorithm=nccl", "exchange.wire=bf16"], 'needs exchange.wire = "fp32"'),
+        (
+            ["device=cuda", "exchange.algorithm=nccl", "fault.on_rank_failure=continue"],
+            "'fault.on_rank_failure' (='continue') needs collectives that survive a rank",
+        ),
+        (["average.rule=equal", "fault.on_rank_failure=continue"], "'average.rule' trains several"),
+        (["separation.method=rejection", "fault.on_rank_failure=continue"], "'separation.method' trains several"),
         (["average.rule=softmax"], "(='softmax') scores replicas on held-out images. Set average.validation_samples"),
         (["average.rule=equal", "exchange.lazy_layers=1"], "lazy layers have not updated yet"),
         (

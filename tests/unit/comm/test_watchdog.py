@@ -89,6 +89,33 @@ def test_the_lowest_waiting_rank_names_the_absent_one_after_timeout_and_grace(ab
     assert TIMEOUT_S + GRACE_S <= team.now <= TIMEOUT_S + GRACE_S + 0.5
 
 
+def test_ranks_that_can_be_given_up_are_and_only_if_that_fails_the_job_ends():
+    team, dismissed = Team(4), []
+    for rank in team.ranks:
+        rank.watchdog.dismiss = lambda culprits, rank=rank.rank: not dismissed.append((rank, tuple(culprits)))
+    all_join(team, 0, but=2)
+    team.ranks[2].awake = False
+    team.run(TIMEOUT_S + GRACE_S + 1)
+    assert set(dismissed) == {(0, (2,))}
+    team.run(2 * GRACE_S)
+    assert set(dismissed) == {(0, (2,)), (1, (2,)), (3, (2,))}, "the lowest may be on another node"
+    assert not team.ended
+    team.run(100)
+    assert team.ended[0][1].startswith("rank 2 (host n2) has not joined 'first'")
+    assert team.now < TIMEOUT_S + 8 * GRACE_S
+
+
+def test_ranks_that_wait_for_each_other_cannot_be_given_up():
+    team = Team(2)
+    dismissed = []
+    for rank in team.ranks:
+        rank.watchdog.dismiss = lambda culprits: bool(dismissed.append(tuple(culprits)) or culprits)
+        rank.join(rank.rank)
+    team.run(100)
+    assert set(dismissed) == {()}
+    assert "wait for each other" in team.ended[0][1]
+
+
 def test_nothing_is_told_before_the_timeout_nor_without_one():
     team = Team(3)
     all_join(team, 0, but=1)
