@@ -92,7 +92,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     models = f"presets (default: {' '.join(STEP_MODELS)})"
     step.add_argument("--models", nargs="+", default=list(STEP_MODELS), metavar="NAME", help=models)
     step.add_argument(
-        "--shards", type=_positive, default=0, metavar="V", help="also time reproducible steps, in V virtual shards"
+        "--shards",
+        type=_positive,
+        default=0,
+        metavar="V",
+        help="also time reproducible steps, in V virtual shards (default: none)",
     )
     step.set_defaults(run=_step)
 
