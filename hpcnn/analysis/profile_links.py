@@ -39,6 +39,9 @@ BATCH_S = 0.02
 LEAST_BYTES = 1 << 18
 """Lengths up to here are measured whatever it takes: a line through shorter ones tells nothing of longer ones."""
 
+LEAST_S_PER_BYTE = 1e-15
+"""Slopes below are noise: they stand for a petabyte a second."""
+
 ROUNDS = (3, 15)
 """Rounds that are made in any case, and at most."""
 
@@ -104,7 +107,7 @@ def fit_line(sizes: Sequence[int], times: Sequence[float]) -> tuple[float, float
     """Return alpha and beta of the line alpha + beta n that is nearest to the times, in proportion to each."""
     n, t = np.asarray(sizes, float), np.asarray(times, float)
     (alpha, beta), *_ = np.linalg.lstsq(np.stack([1.0 / t, n / t], axis=1), np.ones(len(t)), rcond=None)
-    if beta < 0.0:
+    if beta < LEAST_S_PER_BYTE:
         alpha, beta = 1.0 / np.mean(1.0 / t), 0.0
     if alpha <= 0.0:
         alpha = float(t.min())
