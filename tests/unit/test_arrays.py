@@ -13,10 +13,15 @@ from hpcnn import arrays
 from hpcnn.errors import ConfigError
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _collected():
+    """Let go of the arrays of other tests."""
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def empty_pool():
     """Start and end with no free blocks."""
-    gc.collect()
     arrays.release_pool()
     yield
     arrays.release_pool()

@@ -18,11 +18,11 @@ from tests.emulation.emulator import Emulator
 
 EVERYTHING = "HPCNN_ALL_KERNEL_TESTS"
 THINNED = ("test_conv2d_wgmma", "test_conv2d_wgmma_phases", "test_conv2d_halo")
-ONE_IN = 3
+ONE_IN = 5
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Emulate a third of the cases of the largest kernels, always the same one, unless HPCNN_ALL_KERNEL_TESTS is set.
+    """Emulate a fifth of the cases of the largest kernels, always the same one, unless HPCNN_ALL_KERNEL_TESTS is set.
 
     All of them take minutes. A GPU runs all.
     """
