@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from hpcnn import bounded, configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
 from hpcnn.config import Config
-from hpcnn.errors import ConfigError
+from hpcnn.errors import ConfigError, HpcnnError
 from hpcnn.train import recovery
 from hpcnn.train.atomic import replacing
 from hpcnn.train.observer import Observer
 from hpcnn.train.setup import Parts, assemble, device_errors
-from hpcnn.train.signals import StopRequest, ignore_requests
+from hpcnn.train.signals import StopRequest
 from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
 
 if TYPE_CHECKING:
@@ -84,17 +84,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Train; return 0 when done, 75 when stopped by a signal behind a checkpoint (collective)."""
+    from hpcnn.comm.world import start
+
     with StopRequest() as request:  # a signal while the run is set up stops it after its first step
-        code = _train(args, request)
-    if code == EXIT_RUN_AGAIN:
-        ignore_requests()
+        world = start()
+        try:
+            code = _train(args, world, request)
+        except HpcnnError:
+            if world.size > 1:  # all of them are about to end
+                request.retire()
+            raise
+        if code == EXIT_RUN_AGAIN:
+            request.retire()
     return code
 
 
-def _train(args: argparse.Namespace, request: StopRequest) -> int:
-    from hpcnn.comm.world import start
-
-    world = start()
+def _train(args: argparse.Namespace, world: World, request: StopRequest) -> int:
     if args.resume and args.out is None:
         raise ConfigError("train: --resume needs --out, the folder of the run to go on with.")
     source = args.config or _own_config(args) or DEFAULT

@@ -56,6 +56,17 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
+    def retire(self) -> None:
+        """Let no signal take the place of the exit code from here on, not even behind the block: all is said or saved.
+
+        Ranks do not end at the same moment. A launcher that sees the first one end with another code than 0, such as 75
+        or 2, sends SIGTERM to those that are still ending (`srun --kill-on-bad-exit`), and would report that instead.
+        """
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         first = self._first_s.setdefault(number, now)
@@ -64,13 +75,3 @@ class StopRequest:
         if not self.requested:
             self.reason = signal.Signals(number).name
             self.requested = True
-
-
-def ignore_requests() -> None:
-    """Let no signal take the place of the exit code from here on, as all is saved.
-
-    Ranks do not end at the same moment. A launcher that sees the first one end with another code than 0, such as 75,
-    sends SIGTERM to those that are still ending (`srun --kill-on-bad-exit`), and would report that instead.
-    """
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

