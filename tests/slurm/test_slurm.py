@@ -212,7 +212,8 @@ def test_stopped_jobs_come_back_and_train_what_an_undisturbed_one_trains(
     for job, reason in zip(jobs, ["SIGTERM", "SIGUSR1", "SIGUSR1"]):
         ended = site.finish(job)
         assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), site.log(job)
-        assert f"stopped by {reason} after step" in site.log(job)
+        # Rank 0 says why, and may have heard of the signal by the other rank first.
+        assert re.search(rf"stopped by ({reason}|a signal to another rank) after step", site.log(job)), site.log(job)
         assert site.steps(job) == list(range(1, STEPS + 1))
         check_same(site.run_folder(job) / "final.h5", undisturbed)
 
