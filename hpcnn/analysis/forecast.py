@@ -12,7 +12,7 @@ from hpcnn.errors import PlanError
 from hpcnn.nn import models
 from hpcnn.plan import planner
 from hpcnn.plan.buckets import Bucket
-from hpcnn.plan.exchanges import choose_buckets, lazy_rounds
+from hpcnn.plan.exchanges import buckets_of
 from hpcnn.plan.prediction import Prediction, predict
 from hpcnn.plan.search import Search, plan_for, search_for
 from hpcnn.plan.site import Site
@@ -62,18 +62,7 @@ def forecast(config: Config, model: ModelSpec, site: Site, plan_text: str | None
         plan = planner.in_turns(search.plan, model, config.plan.turns)
     else:
         plan = plan_for(config, model, site)
-    buckets = choose_buckets(
-        model,
-        config.exchange.kind,
-        bucket_bytes=config.exchange.bucket_bytes,
-        ranks=plan.ranks,
-        global_batch=plan.global_batch,
-        machine=site.machine,
-        nodes=site.nodes,
-        plan=plan,
-        wire_bytes=site.wire_bytes,
-        every=lazy_rounds(model, config.exchange.lazy_layers, config.exchange.lazy_steps),
-    )
+    buckets = buckets_of(config, model, plan, site)
     return Forecast(plan, buckets, predict(model, plan, buckets, site), search)
 
 

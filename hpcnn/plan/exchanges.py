@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from hpcnn import geometry
+from hpcnn.config import Config
 from hpcnn.errors import PlanError
 from hpcnn.plan import choice, schedules
 from hpcnn.plan.buckets import FLOAT_BYTES, SHORTEST_BUCKET_BYTES, Bucket, located, make_buckets
@@ -27,6 +28,7 @@ from hpcnn.plan.layout import Layout
 from hpcnn.plan.machine import DEFAULT, Machine
 from hpcnn.plan.planner import Plan
 from hpcnn.plan.schedules import Schedule
+from hpcnn.plan.site import Site
 from hpcnn.spec import ConvSpec, LinearSpec, ModelSpec
 
 KINDS = ("allreduce", "sharded", "factors")
@@ -130,6 +132,39 @@ def choose_buckets(
     by_factors = {layer.name: "factors" for layer in linear if best(alone[layer.name], KINDS).kind == "factors"}
     buckets = make_buckets(layers, bucket_bytes, by_factors, cuts, every)
     return located([b if b.kind == "factors" else best(b, ("allreduce", "sharded")) for b in buckets], own)
+
+
+def buckets_of(
+    config: Config, model: ModelSpec, plan: Plan, site: Site, *, kind: str = "", rank: int = 0
+) -> tuple[Bucket, ...]:
+    """Return the buckets that a configuration asks for under a plan, at `site`.
+
+    Parameters
+    ----------
+    kind : str
+        Instead of the configuration's `exchange.kind`.
+    rank : int
+        Whose flat vector they lie in.
+
+    Raises
+    ------
+    PlanError
+        See `choose_buckets` and `lazy_rounds`.
+    """
+    exchange = config.exchange
+    return choose_buckets(
+        model,
+        kind or exchange.kind,
+        bucket_bytes=exchange.bucket_bytes,
+        ranks=plan.ranks,
+        global_batch=plan.global_batch,
+        machine=site.machine,
+        nodes=site.nodes,
+        plan=plan,
+        rank=rank,
+        wire_bytes=site.wire_bytes,
+        every=lazy_rounds(model, exchange.lazy_layers, exchange.lazy_steps),
+    )
 
 
 def lazy_rounds(model: ModelSpec, convolutions: int, steps: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from hpcnn.config import Config
 from hpcnn.errors import PlanError
 from hpcnn.plan import choice, schedules
 from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
-from hpcnn.plan.exchanges import KINDS, choose_buckets, lazy_rounds
+from hpcnn.plan.exchanges import KINDS, buckets_of
 from hpcnn.plan.machine import Machine
 from hpcnn.plan.planner import PRESETS, Plan, in_turns, make_plan
 from hpcnn.plan.prediction import Prediction, predict
@@ -177,18 +177,7 @@ def _fastest(config: Config, model: ModelSpec, site: Site, series: Series, batch
     plans = list(_plans(model, series, site.ranks, batch))
     for plan in (in_turns(plan, model, config.plan.turns) for plan in plans):
         for kind in (*KINDS, "auto") if series.kind == "auto" else (series.kind,):
-            buckets = choose_buckets(
-                model,
-                kind,
-                bucket_bytes=config.exchange.bucket_bytes,
-                ranks=site.ranks,
-                global_batch=batch,
-                machine=site.machine,
-                nodes=site.nodes,
-                plan=plan,
-                wire_bytes=site.wire_bytes,
-                every=lazy_rounds(model, config.exchange.lazy_layers, config.exchange.lazy_steps),
-            )
+            buckets = buckets_of(config, model, plan, site, kind=kind)
             predicted = predict(model, plan, buckets, site)
             if best is None or predicted.step_s < best.prediction.step_s:
                 best = Point(

@@ -9,7 +9,7 @@ from hpcnn.config import Config
 from hpcnn.errors import HpcnnError
 from hpcnn.nn import models
 from hpcnn.plan import costs, planner
-from hpcnn.plan.exchanges import choose_buckets
+from hpcnn.plan.exchanges import buckets_of
 from hpcnn.plan.machine import DEFAULT
 from hpcnn.plan.planner import AXES, Plan
 from hpcnn.plan.prediction import Prediction, predict
@@ -113,17 +113,7 @@ def _predict(config: Config, run: Run, model: ModelSpec, plan: Plan, notes: list
             " exchange.machine."
         )
     site = Site.of(config, run.machine, tuple(nodes))
-    buckets = choose_buckets(
-        model,
-        config.exchange.kind,
-        bucket_bytes=config.exchange.bucket_bytes,
-        ranks=plan.ranks,
-        global_batch=plan.global_batch,
-        machine=run.machine,
-        nodes=site.nodes,
-        plan=plan,
-    )
-    return predict(model, plan, buckets, site)
+    return predict(model, plan, buckets_of(config, model, plan, site), site)
 
 
 def _layouts(plan_text: str, notes: list[str]) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from hpcnn.parallel.program import Program
 from hpcnn.parallel.reproducible import ReproducibleProgram
 from hpcnn.plan import planner
 from hpcnn.plan.buckets import Bucket
-from hpcnn.plan.exchanges import choose_buckets, lazy_rounds
+from hpcnn.plan.exchanges import buckets_of
 from hpcnn.plan.machine import DEFAULT, Machine
 from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.planner import Plan
@@ -107,19 +107,7 @@ def assemble(config: Config, world: World, plan_text: str | None = None, *, trai
     spec = models.configured(config.model, train_data.image_shape, train_data.num_classes)
     machine = _prepare_worlds(config, groups)
     plan = _plan(mine, spec, group, plan_text)
-    buckets = choose_buckets(
-        spec,
-        config.exchange.kind,
-        bucket_bytes=config.exchange.bucket_bytes,
-        ranks=group.size,
-        global_batch=mine.train.global_batch,
-        machine=machine,
-        nodes=group.engine.nodes,
-        plan=plan,
-        rank=group.rank,
-        wire_bytes=Site.of(mine, machine, group.engine.nodes).wire_bytes,
-        every=lazy_rounds(spec, config.exchange.lazy_layers, config.exchange.lazy_steps),
-    )
+    buckets = buckets_of(mine, spec, plan, Site.of(mine, machine, group.engine.nodes), rank=group.rank)
     _check_agreement(world, spec, plan, buckets)
     dtype = np.float64 if config.train.compute == "fp64" else np.float32
     activation = bfloat16() if config.train.compute == "bf16" else dtype
