@@ -110,16 +110,7 @@ def _row(run: Mapping[str, Any], serial: Mapping[str, Any]) -> list[str]:
 
 def main() -> int:
     """Train and report; errors are one line."""
-    args = make_parser().parse_args()
-
-    def work() -> str:
-        found = measure(args)
-        text = report(args, found)
-        if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
-        return text
-
-    return training.finish("bench_accuracy_plans", work, args.document, "accuracy-plans")
+    return training.study("bench_accuracy_plans", make_parser().parse_args(), measure, report, "accuracy-plans")
 
 
 if __name__ == "__main__":

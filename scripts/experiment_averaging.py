@@ -12,7 +12,6 @@ held-out ones included, with summed gradients.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
@@ -160,16 +159,7 @@ def report(args: argparse.Namespace, found: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     """Train and report; errors are one line."""
-    args = make_parser().parse_args()
-
-    def work() -> str:
-        found = measure(args)
-        text = report(args, found)
-        if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
-        return text
-
-    return training.finish("experiment_averaging", work, args.document, "averaging")
+    return training.study("experiment_averaging", make_parser().parse_args(), measure, report, "averaging")
 
 
 if __name__ == "__main__":

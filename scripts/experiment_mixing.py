@@ -12,7 +12,6 @@ average when they were measured, and what rank 0 sends in a step.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -105,16 +104,7 @@ def report(args: argparse.Namespace, found: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     """Train and report; errors are one line."""
-    args = make_parser().parse_args()
-
-    def work() -> str:
-        found = measure(args)
-        text = report(args, found)
-        if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
-        return text
-
-    return training.finish("experiment_mixing", work, args.document, "mixing")
+    return training.study("experiment_mixing", make_parser().parse_args(), measure, report, "mixing")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -179,3 +180,22 @@ def finish(name: str, work: Callable[[], str], document: Path | None, section: s
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def study(
+    name: str,
+    args: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], Any],
+    report: Callable[[argparse.Namespace, Any], str],
+    section: str,
+) -> int:
+    """Measure, keep what was found in the file `args.json` if one is named, report, and finish (see `finish`)."""
+
+    def work() -> str:
+        found = measure(args)
+        text = report(args, found)
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+        return text
+
+    return finish(name, work, args.document, section)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,16 +31,6 @@ LENET = (
 RESNET = (*LENET, "model.name=resnet20", "data.image_shape=[8,8,3]")
 PLAIN_SGD = ("train.momentum=0", "train.weight_decay=0")
 SIZES = world().size
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Yield one new folder, known to all ranks."""
-    path = Path(world().broadcast_obj(tempfile.mkdtemp(prefix="hpcnn-test-") if world().rank == 0 else None))
-    yield path
-    world().barrier()
-    if world().rank == 0:
-        shutil.rmtree(path)
 
 
 def make(folder: Path, *overrides: str, on: World | None = None, resume: bool = False) -> Trainer:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +32,6 @@ RESNET = (
     *("model.name=resnet20", "data.image_shape=[8,8,3]", "analysis.samples=8", "analysis.maps_every=0"),
     *("train.steps=1", "analysis.information_plane_every_steps=1"),
 )
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Yield one new folder, known to all ranks."""
-    path = Path(world().broadcast_obj(tempfile.mkdtemp(prefix="hpcnn-test-") if world().rank == 0 else None))
-    yield path
-    world().barrier()
-    if world().rank == 0:
-        shutil.rmtree(path)
 
 
 def train(ranks: World, folder: Path, *overrides: str, resume: bool = False) -> Trainer:

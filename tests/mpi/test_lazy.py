@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -183,15 +180,6 @@ def test_lazy_layers_send_once_in_a_round() -> None:
         elements = sum(stop - start for name, (start, stop) in offsets.items() if name in lazy_names("lenet5"))
         spared = (STEPS - 1) * 8 * elements * 2 * (world().size - 1) / world().size
         assert sent[0] - sent[1] == pytest.approx(spared, rel=0.05)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(world().broadcast_obj(tempfile.mkdtemp(prefix="hpcnn-test-") if world().rank == 0 else None))
-    yield path
-    world().barrier()
-    if world().rank == 0:
-        shutil.rmtree(path)
 
 
 def run(folder: Path, *overrides: str, on: World | None = None, resume: bool = False) -> Trainer:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -40,15 +39,6 @@ COMMON = (
     "checkpoint.keep=9",
     "data.prefetch=0",
 )
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(world().broadcast_obj(tempfile.mkdtemp(prefix="hpcnn-test-") if world().rank == 0 else None))
-    yield path
-    world().barrier()
-    if world().rank == 0:
-        shutil.rmtree(path)
 
 
 def run(folder: Path, model: str, *overrides: str, on: World, resume: bool = False) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +32,6 @@ Fault = Callable[[Trainer], None]
 @pytest.fixture
 def world() -> World:
     return start()
-
-
-@pytest.fixture
-def folder(world: World) -> Iterator[Path]:
-    """Yield one new folder, known to all ranks."""
-    path = Path(world.broadcast_obj(tempfile.mkdtemp(prefix="hpcnn-test-") if world.rank == 0 else None))
-    yield path
-    world.barrier()
-    if world.rank == 0:
-        shutil.rmtree(path)
 
 
 def train(world: World, folder: Path, *overrides: str, fault: Fault | None = None, times: int = 1) -> Trainer:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,16 +27,6 @@ RECIPE = (
     *("data.flip=false", "train.global_batch=11", "train.compute=fp64", "train.warmup_epochs=0"),
     *("train.schedule=constant", "checkpoint.every_epochs=0", "separation.dimension=3"),
 )
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Yield one new folder, known to all ranks."""
-    path = Path(world().broadcast_obj(tempfile.mkdtemp(prefix="hpcnn-test-") if world().rank == 0 else None))
-    yield path
-    world().barrier()
-    if world().rank == 0:
-        shutil.rmtree(path)
 
 
 def make(on: World, folder: Path, *overrides: str, resume: bool = False) -> Trainer:

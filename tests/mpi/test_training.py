@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +37,6 @@ def alone() -> World:
     """Return a world of this rank only."""
     comm = load().COMM_SELF.Dup()
     return World(comm, node_share(comm), 1)
-
-
-@pytest.fixture
-def folder(world: World) -> Iterator[Path]:
-    """Yield one new folder, known to all ranks."""
-    path = Path(world.broadcast_obj(tempfile.mkdtemp(prefix="hpcnn-test-") if world.rank == 0 else None))
-    yield path
-    world.barrier()
-    if world.rank == 0:
-        shutil.rmtree(path)
 
 
 def make(world: World, folder: Path, *overrides: str, resume: bool = False, init: Path | None = None) -> Trainer:
