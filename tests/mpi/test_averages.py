@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from hpcnn import configuration
 from hpcnn.comm import World
 from hpcnn.comm.collectives import allreduce
 from hpcnn.errors import ConfigError, NumericsError, PlanError
+from hpcnn.geometry import Block
 from hpcnn.ops import backend
 from hpcnn.plan.schedules import num_stages
 from hpcnn.train.feed import make_loader
 from hpcnn.train.metrics import Record
 from hpcnn.train.setup import assemble
 from hpcnn.train.trainer import Trainer
+from hpcnn.train.update import StepUpdate
 from tests.checks import spmd_assert
 from tests.device import FakeCopies, fake_gpu
 from tests.worlds import alone, world
@@ -210,6 +213,22 @@ def test_a_replica_that_is_no_number_ends_the_run_on_all_ranks(folder: Path, cli
         trainer.parts.model.parameters.values[:] = np.nan
     with pytest.raises(NumericsError):
         trainer.train()
+
+
+def test_a_gradient_that_is_no_number_in_one_group_ends_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a loss that says nothing of it, so that only the group itself finds out."""
+    look = StepUpdate.look
+
+    def look_at_damage(update: StepUpdate, counted: Sequence[Block]) -> None:
+        if world().rank == SIZES - 1:
+            trainer.parts.model.parameters.grads[:] = np.inf
+        look(update, counted)
+
+    monkeypatch.setattr(StepUpdate, "look", look_at_damage)
+    trainer = make(folder / "run", *LENET, "average.rule=equal", "train.clip_norm=1", "exchange.timeout_seconds=20")
+    with pytest.raises(NumericsError):
+        trainer.train()
+    spmd_assert(world().comm, trainer.step == 0, f"{trainer.step} steps were made")
 
 
 @pytest.mark.parametrize(
