@@ -251,6 +251,9 @@ class CheckpointConfig:
     """Write a checkpoint after so many steps as well; 0: never."""
     keep: Positive = 2
     """Newest checkpoints that stay; the best by test accuracy and the final one stay besides."""
+    final: bool = True
+    """Evaluate the network after the last step, and write it to final.h5; False: for measurements of speed, whose
+    networks nobody wants."""
     background: bool = True
     """Write beside the training, from a copy of parameters and optimizer state on rank 0; False: between two steps,
     without that memory."""
@@ -278,7 +281,7 @@ class LogConfig:
     every_seconds: NonNegative = 10.0
     """Batch log: one plain line at most so often. A terminal has a progress bar instead."""
     evaluate_every_epochs: Count = 1
-    """Measure test accuracy after so many epochs; 0: only at the end."""
+    """Measure test accuracy after so many epochs; 0: only at the end (`checkpoint.final`)."""
     trace_steps: Count = 0
     """Write a timeline of so many steps, of all ranks, to trace.json in the run folder; 0: none."""
     tensorboard: bool = False

@@ -72,11 +72,12 @@ class Study:
     ranks_per_node: int | None = None
 
     def base(self) -> Config:
-        """Return the configuration that all points differ from, made for measuring: nothing is saved meanwhile."""
+        """Return the configuration that all points differ from, made for measuring: nothing is evaluated or saved."""
         for key in (override.partition("=")[0].strip() for override in self.overrides):
             if key in DECIDED:
                 raise ConfigError(f"scale: --set {key} would be overruled; give {DECIDED[key]} instead.")
-        quiet = ["checkpoint.every_epochs=0", "checkpoint.every_steps=0", "log.evaluate_every_epochs=0"]
+        quiet = ("checkpoint.every_epochs=0", "checkpoint.every_steps=0", "checkpoint.final=false")
+        quiet += ("log.evaluate_every_epochs=0",)
         config = configuration.load(self.source, [*quiet, *self.overrides])
         data = config.data
         if Path(data.source).exists():  # jobs may start elsewhere

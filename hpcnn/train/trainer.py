@@ -354,8 +354,8 @@ class Trainer:
         return step == self.parts.total_steps or step % self.parts.steps_per_epoch == 0
 
     def _end_of_epoch(self, *, save: bool) -> Score | None:
-        """Evaluate and save as configured; always after the last step, and save when told to."""
-        log, last = self.config.log, self.step == self.parts.total_steps
+        """Evaluate and save as configured, and save when told to."""
+        log, last = self.config.log, self.config.checkpoint.final and self.step == self.parts.total_steps
         score, parts = None, self.parts
         if parts.test_data is not None and (last or _due(self._epoch, log.evaluate_every_epochs)):
             score = evaluate_shares(self.program, parts.groups, parts.test_data, parts.recipe.global_batch)

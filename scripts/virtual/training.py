@@ -65,6 +65,7 @@ def train_hpcnn(
         "train.global_batch": str(global_batch),
         "train.steps": str(steps),
         "checkpoint.every_epochs": "0",
+        "checkpoint.final": "false",
         "log.evaluate_every_epochs": "0",
     }
     sets = [word for key, value in (common | dict(settings)).items() for word in ("--set", f"{key}={value}")]

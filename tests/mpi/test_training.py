@@ -186,6 +186,13 @@ def test_checkpoints_by_steps_are_written_at_the_end_of_an_epoch_too(world: Worl
         assert names == ["step-00000002.h5", "step-00000004.h5", "step-00000006.h5"]
 
 
+def test_a_run_for_its_speed_alone_keeps_and_evaluates_nothing(world: World, folder: Path) -> None:
+    quiet = ("checkpoint.final=false", "checkpoint.every_epochs=0", "log.evaluate_every_epochs=0")
+    outcome = train(world, folder / "run", *LENET, "train.steps=3", *quiet)
+    spmd_assert(world.comm, (outcome.step, outcome.score) == (3, None), f"{outcome}")
+    spmd_assert(world.comm, not [*(folder / "run").rglob("*.h5")], "something was kept")
+
+
 def test_the_run_folder_holds_what_the_readme_says(world: World, folder: Path) -> None:
     outcome = train(world, folder / "run", *LENET, "train.steps=3")
     spmd_assert(world.comm, outcome.score is not None, "no score")
