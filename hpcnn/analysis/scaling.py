@@ -76,8 +76,8 @@ class Study:
         for key in (override.partition("=")[0].strip() for override in self.overrides):
             if key in DECIDED:
                 raise ConfigError(f"scale: --set {key} would be overruled; give {DECIDED[key]} instead.")
-        quiet = ("checkpoint.every_epochs=0", "checkpoint.every_steps=0", "checkpoint.final=false")
-        quiet += ("log.evaluate_every_epochs=0",)
+        quiet = [f"checkpoint.every_{times}=0" for times in ("epochs", "steps")]
+        quiet += ["checkpoint.final=false", "log.evaluate_every_epochs=0"]
         config = configuration.load(self.source, [*quiet, *self.overrides])
         data = config.data
         if Path(data.source).exists():  # jobs may start elsewhere
