@@ -8,7 +8,7 @@ import pytest
 
 from hpcnn.plan.machine import Machine, Rates, Timing
 from hpcnn.plan.work import Clock, Passes, signature
-from hpcnn.spec import AddSpec, BatchNormSpec, ConvSpec, FlattenSpec, LinearSpec, PoolSpec
+from hpcnn.spec import AddSpec, BatchNormSpec, ConvSpec, FlattenSpec, LinearSpec, PoolSpec, ShortcutSpec
 
 RATES = Rates(
     conv_forward_flops_per_s=1e9,
@@ -72,6 +72,13 @@ def test_the_nearest_of_several_measurements_counts():
     clock = Clock(Machine(rates=replace(RATES, call_s=1e-12), timings=timings))
     assert clock.passes(CONV, (2, 10, 12, 4), (2, 10, 12, 8)).forward == pytest.approx(2.0, rel=0.01)
     assert clock.passes(CONV, (8, 10, 12, 4), (8, 10, 12, 8)).forward == pytest.approx(1.5, rel=0.01)
+
+
+def test_a_shortcut_whose_channels_are_all_new_reads_nothing():
+    layer = ShortcutSpec(name="x", inputs=("input",), input_shape=(8, 8, 4), stride=(2, 2), out_channels=8)
+    timing = Timing(layer=signature(layer), extent=(2, 4, 4, 8, 4), seconds=(9.0, 0.0, 0.0, 9.0))
+    bare, measured = Clock(Machine(rates=RATES)), Clock(Machine(rates=RATES, timings=(timing,)))
+    assert measured.passes(layer, (2, 4, 4, 2), (2, 8, 8, 0)) == bare.passes(layer, (2, 4, 4, 2), (2, 8, 8, 0))
 
 
 def test_signatures_tell_layers_apart_that_run_at_different_speeds():
