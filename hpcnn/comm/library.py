@@ -67,9 +67,9 @@ class NodeShare(NamedTuple):
         return max(1, threads)
 
     @property
-    def core_each(self) -> bool:
-        """Whether no rank has to wait for another to leave its core, or for its quota to be renewed."""
-        return self.num_sharing <= self.num_cores and self.num_sharing_quota <= self.quota_cores
+    def rationed(self) -> bool:
+        """Whether a quota grants less than a core to each rank, however many cores there are."""
+        return self.quota_cores < self.num_sharing_quota
 
 
 def node_share(comm: MPI.Comm) -> NodeShare:

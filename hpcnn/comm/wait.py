@@ -2,7 +2,8 @@
 
 MPI's blocking waits spin. Under a CPU quota, or with more ranks than cores, that eats the time the other ranks need to
 get ready. So nothing here blocks inside MPI: a wait is a loop of Test calls with a `Patience` between them. Its short
-phase awake offers the core to whoever else wants it after every poll.
+phase awake offers the core to whoever else wants it after every poll. A rank whose quota grants less than a core pays
+for polls with the computation that comes after them, and does without that phase.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Callable
 SPIN_S = 300e-6
 """Some times what a short message takes over an ordinary network."""
 
-FIRST_SLEEP_S = 20e-6
-LONGEST_SLEEP_S = 1e-3
+FIRST_SLEEP_S, LONGEST_SLEEP_S = 20e-6, 1e-3
+RATIONED_SLEEPS_S = 200e-6, 2e-3
+"""The same under such a quota: there a message takes as long to be worked on."""
 
 BUSY_POLL_S = 20e-6
 """A poll that takes longer has moved data, if not yet a whole message. (An idle one takes about a microsecond.)"""
@@ -29,17 +31,20 @@ class Patience:
     awake : bool
         Poll for `SPIN_S` seconds without sleeping, for low latency: where the caller has nothing else to do. Otherwise
         sleep from the first failed poll on.
+    rationed : bool
+        Processor time is scarcer than time: never spin, and sleep longer.
     """
 
-    __slots__ = ("_last", "_sleep_s", "_spin_s", "_spun_s")
+    __slots__ = ("_first_s", "_last", "_longest_s", "_sleep_s", "_spin_s", "_spun_s")
 
-    def __init__(self, *, awake: bool) -> None:
-        self._spin_s = SPIN_S if awake else 0.0
+    def __init__(self, *, awake: bool, rationed: bool = False) -> None:
+        self._spin_s = SPIN_S if awake and not rationed else 0.0
+        self._first_s, self._longest_s = RATIONED_SLEEPS_S if rationed else (FIRST_SLEEP_S, LONGEST_SLEEP_S)
         self.reset()
 
     def reset(self) -> None:
         """Start over, after something has arrived."""
-        self._sleep_s = FIRST_SLEEP_S
+        self._sleep_s = self._first_s
         self._spun_s = 0.0
         self._last = time.perf_counter()
 
@@ -56,7 +61,7 @@ class Patience:
             self._last = time.perf_counter()
             return
         time.sleep(self._sleep_s)
-        self._sleep_s = min(2.0 * self._sleep_s, LONGEST_SLEEP_S)
+        self._sleep_s = min(2.0 * self._sleep_s, self._longest_s)
         self._last = time.perf_counter()
 
 

@@ -78,7 +78,7 @@ class World:
         self.threads_are_chosen = False
         self.hostnames: tuple[str, ...] = tuple(comm.allgather(load().Get_processor_name()))
         self._processes: list[Process] = comm.allgather(Process.here())
-        self._patience = Patience(awake=True)
+        self._patience = Patience(awake=True, rationed=share.rationed)
         places = self.hostnames
         if ranks is not None:
             places = tuple(f"{host}, rank {rank} of all" for host, rank in zip(places, ranks, strict=True))

@@ -146,7 +146,7 @@ def test_a_quota_over_all_ranks_of_a_node_is_divided_among_them(monkeypatch, cor
     share = library.node_share(MPI.COMM_WORLD)
     if share.local_size == SIZE:
         assert (cores, SIZE, num_threads) == (share.quota_cores, share.num_sharing_quota, share.num_threads)
-        assert (cores >= SIZE) == share.core_each
+        assert (cores < SIZE) == share.rationed
 
 
 @pytest.mark.parametrize("parity", [True, False])

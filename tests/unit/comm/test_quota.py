@@ -89,24 +89,24 @@ def test_two_groups_of_the_same_name_in_different_trees_are_told_apart(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("quota", "num_sharing", "num_threads", "core_each"),
+    ("quota", "num_sharing", "num_threads", "rationed"),
     [
-        (math.inf, 1, 8, True),
-        (0.45, 1, 1, False),
-        (1.0, 1, 1, True),
-        (1.5, 1, 2, True),
-        (2.0, 1, 2, True),
-        (2.0, 2, 1, True),
-        (2.0, 4, 1, False),
-        (7.5, 2, 4, True),
-        (100.0, 1, 8, True),
+        (math.inf, 1, 8, False),
+        (0.45, 1, 1, True),
+        (1.0, 1, 1, False),
+        (1.5, 1, 2, False),
+        (2.0, 1, 2, False),
+        (2.0, 2, 1, False),
+        (2.0, 4, 1, True),
+        (7.5, 2, 4, False),
+        (100.0, 1, 8, False),
     ],
 )
 def test_a_quota_limits_threads_to_its_cores_and_tells_when_ranks_must_share_them(
-    quota, num_sharing, num_threads, core_each
+    quota, num_sharing, num_threads, rationed
 ):
     share = NodeShare(0, 4, num_cores=16, num_sharing=2, quota_cores=quota, num_sharing_quota=num_sharing)
-    assert (num_threads, core_each) == (share.num_threads, share.core_each)
+    assert (num_threads, rationed) == (share.num_threads, share.rationed)
 
 
 M1 = "37 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"

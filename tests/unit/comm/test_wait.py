@@ -7,7 +7,7 @@ import time
 import pytest
 
 from hpcnn.comm import wait as waiting
-from hpcnn.comm.wait import FIRST_SLEEP_S, LONGEST_SLEEP_S, SPIN_S, Patience, wait
+from hpcnn.comm.wait import FIRST_SLEEP_S, LONGEST_SLEEP_S, RATIONED_SLEEPS_S, SPIN_S, Patience, wait
 
 
 class Clock:
@@ -57,6 +57,14 @@ def test_a_rank_that_is_awake_offers_its_core_after_every_poll(monkeypatch):
 def test_otherwise_the_first_failed_poll_sleeps(clock):
     Patience(awake=False).pause()
     assert [FIRST_SLEEP_S] == clock.sleeps
+
+
+def test_where_processor_time_is_rationed_no_poll_is_made_in_vain(clock):
+    patience = Patience(awake=True, rationed=True)
+    for _ in range(12):
+        patience.pause()
+    first, longest = RATIONED_SLEEPS_S
+    assert (first, 2 * first, longest, 12) == (*clock.sleeps[:2], clock.sleeps[-1], len(clock.sleeps))
 
 
 def test_sleeps_double_up_to_the_longest_and_start_over_after_an_arrival(clock):

@@ -65,5 +65,5 @@ def test_a_missing_mpi_library_is_explained(monkeypatch, error):
 
 def test_cores_are_divided_among_the_ranks_that_share_them():
     share = NodeShare(local_rank=0, local_size=4, num_cores=16, num_sharing=3)
-    assert (5, True) == (share.num_threads, share.core_each)
-    assert (1, False) == (share._replace(num_cores=2).num_threads, share._replace(num_cores=2).core_each)
+    assert (5, False) == (share.num_threads, share.rationed)
+    assert share._replace(num_cores=2).num_threads == 1
