@@ -47,7 +47,7 @@ def profile_layers(
     for layer, output, read in _cases(model, presets, watch.world.size, global_batch):
         if watch.slowest([time.perf_counter() - begin])[0] > seconds:
             break
-        times = _time(layer, output, read, watch)
+        times = time_passes(layer, output, read, watch)
         found.append(Timing(layer=signature(layer), extent=extent_of(output, read), seconds=times))
     return tuple(found)
 
@@ -80,8 +80,8 @@ def _parts(model: ModelSpec, plan: Plan) -> Iterator[tuple[LayerSpec, Shape, Sha
         yield spec, extent(made[rank]), extent(placed.layers[name].needed[rank])
 
 
-def _time(layer: LayerSpec, output: Shape, read: Shape, watch: Stopwatch) -> tuple[float, float, float, float]:
-    """Return the seconds of the four passes (collective)."""
+def time_passes(layer: LayerSpec, output: Shape, read: Shape, watch: Stopwatch) -> tuple[float, float, float, float]:
+    """Return the seconds of a layer's four passes, in the order of `Timing` (collective)."""
     draw = np.random.default_rng(1)
     parameters = ParameterSet.of([layer])
     parameters.values[...] = 0.01 * draw.standard_normal(parameters.values.size, np.float32)

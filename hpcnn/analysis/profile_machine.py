@@ -13,8 +13,10 @@ import numpy as np
 
 from hpcnn import ops
 from hpcnn.analysis.profile_links import Meter, classes_of, measure_crossing, measure_link, significant
+from hpcnn.analysis.profile_program import layer_seconds
 from hpcnn.analysis.stopwatch import Stopwatch
 from hpcnn.comm.collectives import allreduce
+from hpcnn.comm.counters import Traffic
 from hpcnn.comm.library import load
 from hpcnn.comm.persistent import prepare_allreduce
 from hpcnn.comm.world import World
@@ -26,8 +28,8 @@ MAX_BYTES = 64 << 20
 STALL_S, MEETINGS = 0.03, 40
 """Computation between two meetings, as long as that of a layer, and how often ranks meet."""
 
-BESIDE_BYTES, BESIDE_S = 1 << 20, 1.0
-"""What travels, again and again, beside a computation of about so many seconds."""
+BESIDE_BYTES, SHORT_BYTES, BESIDE_S = 1 << 20, 1 << 10, 1.0
+"""What travels, again and again, beside a computation of about so many seconds; and what shows the cost of messages."""
 
 SLOWEST_PACE = 0.05
 """Of messages beside computation that is believed."""
@@ -121,7 +123,11 @@ def _rates(world: World, watch: Stopwatch) -> Rates:
     forward, input_gradient, weight_gradient, fully, update, memory = (
         significant(work / seconds) for (work, _), seconds in zip(works, times, strict=True)
     )
-    beside = _beside(world, watch, lambda: ops.conv2d_forward(x[:1], filters, padding=1))
+    long, short = (
+        _beside(world, watch, lambda: ops.conv2d_forward(x[:1], filters, padding=1), num_bytes)
+        for num_bytes in (BESIDE_BYTES, SHORT_BYTES)
+    )
+    per_byte = max(0.0, long.cost_s - short.cost_s) / max(1, long.traffic.num_bytes - short.traffic.num_bytes)
     return Rates(
         conv_forward_flops_per_s=forward,
         conv_input_gradient_flops_per_s=input_gradient,
@@ -130,8 +136,10 @@ def _rates(world: World, watch: Stopwatch) -> Rates:
         update_bytes_per_s=update,
         memory_bytes_per_s=memory,
         call_s=significant(watch.seconds([lambda: ops.activation_forward(few, "relu")])[0]),
-        beside_s_per_byte=significant(beside.s_per_byte),
-        pace_beside=significant(beside.pace),
+        layer_s=significant(layer_seconds(watch)),
+        beside_s_per_byte=significant(per_byte),
+        beside_s_per_message=significant(short.cost_s / max(1, short.traffic.num_messages)),
+        pace_beside=significant(long.pace),
     )
 
 
@@ -164,14 +172,17 @@ def _stall(world: World, watch: Stopwatch) -> float:
 
 
 class _Beside(NamedTuple):
-    """What computation and messages do to each other."""
+    """What computation and an all-reduce do to each other."""
 
-    s_per_byte: float
+    cost_s: float
+    """By which the computation lasts longer."""
+    traffic: Traffic
+    """What one rank sends."""
     pace: float
 
 
-def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> _Beside:
-    """Return by how much a byte that travels meanwhile lengthens a computation, and how fast it travels (collective).
+def _beside(world: World, watch: Stopwatch, compute: Callable[[], object], num_bytes: int) -> _Beside:
+    """Return by how much an all-reduce of so many bytes lengthens a computation, and how fast it is then (collective).
 
     Parameters
     ----------
@@ -179,8 +190,8 @@ def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> _B
         Short, as messages are only looked at between two calls.
     """
     if world.size == 1:
-        return _Beside(0.0, 1.0)
-    array = np.zeros(BESIDE_BYTES // 4, np.float32)
+        return _Beside(0.0, Traffic(), 1.0)
+    array = np.zeros(num_bytes // 4, np.float32)
     travel = prepare_allreduce(world.engine, array, label="bytes beside computation")
     world.engine.carry_on_in_background()
 
@@ -217,8 +228,7 @@ def _beside(world: World, watch: Stopwatch, compute: Callable[[], object]) -> _B
 
     alone = statistics.median(run(0)[0] for _ in range(3))
     together = [run(starts) for _ in range(3)]
-    num_bytes = travel.traffic.num_bytes
-    costs = [(seconds - alone) / (num_bytes * max(1, len(journeys))) for seconds, journeys in together]
+    costs = [(seconds - alone) / max(1, len(journeys)) for seconds, journeys in together]
     journeys = [each for _, some in together for each in some] or [alone]
     cost, journey_s = watch.slowest([statistics.median(costs), statistics.median(journeys)])
-    return _Beside(max(0.0, cost), min(1.0, max(SLOWEST_PACE, travel_s / journey_s)))
+    return _Beside(max(0.0, cost), travel.traffic, min(1.0, max(SLOWEST_PACE, travel_s / journey_s)))

@@ -94,8 +94,12 @@ class Rates:
     """Read and written by operators that compute little: pooling, activations, sums."""
     call_s: float = 2e-5
     """Seconds of an operator on next to nothing."""
+    layer_s: float = 0.0
+    """Seconds of a layer, forward and again backward, besides its operators."""
     beside_s_per_byte: float = 1e-9
     """Seconds by which a byte that is sent meanwhile, and another received, lengthen a rank's computation."""
+    beside_s_per_message: float = 0.0
+    """The same of a message, however short."""
     pace_beside: float = 1.0
     """Speed of messages while ranks compute, in terms of that while they wait: less where cores are few."""
 
@@ -252,7 +256,7 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
         if (
             not math.isfinite(value)
             or value < 0
-            or (value == 0 and not name.endswith(("_per_byte", "stall_s", "hop_s")))
+            or (value == 0 and not name.endswith(("_per_byte", "_per_message", "stall_s", "hop_s", "layer_s")))
         ):
             raise _broken(origin, f"'{name}' (={value}) must be a positive number")
         if value != 0 and not SMALLEST <= value <= LARGEST:

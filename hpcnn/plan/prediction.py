@@ -2,8 +2,8 @@
 
 All ranks are taken to be in step: an operation lasts as long as on the rank where it is longest. There is one wire, on
 which the most urgent of what is under way travels; what a step waits for adds to it, what travels meanwhile lengthens
-the computation a little (`Rates.beside_s_per_byte`) and is slower than it could be (`Rates.pace_beside`). Three steps
-are played, as parameters of one may still travel in the next; the last one counts.
+the computation a little (`Rates.beside_s_per_byte`, `beside_s_per_message`) and is slower than it could be
+(`Rates.pace_beside`). Three steps are played, as parameters of one may still travel in the next; the last one counts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hpcnn.plan.buckets import FLOAT_BYTES, Bucket
 from hpcnn.plan.exchanges import UPDATE_BYTES
 from hpcnn.plan.layer_work import LayerWork, memory_bytes, works
 from hpcnn.plan.layout import volume
+from hpcnn.plan.machine import Rates
 from hpcnn.plan.movement import Movement
 from hpcnn.plan.planner import Plan
 from hpcnn.plan.site import NOWHERE, Journey, Site
@@ -102,7 +103,8 @@ class _Job:
     """Something on the wire."""
 
     left_s: float
-    bytes_per_s: float
+    slows: float
+    """Seconds by which a second of it lengthens the computation beside it."""
     priority: int
     not_before: float = 0.0
     """When it arrives at the earliest, as others send it late."""
@@ -117,16 +119,18 @@ class _Wire:
     """The clock, and what is under way; the most urgent travels, the oldest of equals."""
 
     overlap: bool
-    beside_s_per_byte: float
-    pace_beside: float
+    rates: Rates
     segment_s: float
     now: float = 0.0
     jobs: list[_Job] = field(default_factory=list)
 
     def start(self, journey: Journey, priority: int, stall_s: float = 0.0) -> _Job:
         """Put something on the wire; what it overtakes has some messages out already, which it waits for."""
-        rate = journey.num_bytes / journey.seconds if journey.seconds else 0.0
-        job = _Job(journey.seconds, rate, priority, self.now + stall_s if journey.seconds else 0.0)
+        rates, slows = self.rates, 0.0
+        if journey.seconds:
+            cost = journey.num_bytes * rates.beside_s_per_byte + journey.num_messages * rates.beside_s_per_message
+            slows = cost / journey.seconds
+        job = _Job(journey.seconds, slows, priority, self.now + stall_s if journey.seconds else 0.0)
         for passed in [other for other in self.jobs if other.priority > priority and not job.done]:
             ahead = min(passed.left_s, self.segment_s)
             passed.left_s -= ahead
@@ -138,13 +142,13 @@ class _Wire:
 
     def compute(self, seconds: float) -> float:
         """Compute for so long, and longer beside messages; return how long it was."""
-        begin = self.now
+        begin, pace = self.now, self.rates.pace_beside
         while self.overlap and self.jobs and seconds > 0.0:
             job = self.jobs[0]
-            slower = 1.0 + min(1.0, job.bytes_per_s * self.pace_beside * self.beside_s_per_byte)
-            passing = min(job.left_s / self.pace_beside, seconds * slower)
+            slower = 1.0 + min(1.0, job.slows * pace)
+            passing = min(job.left_s / pace, seconds * slower)
             seconds -= passing / slower
-            self._pass(job, passing, self.pace_beside)
+            self._pass(job, passing, pace)
         self.now += max(0.0, seconds)
         return self.now - begin
 
@@ -198,10 +202,11 @@ class _Player:
         self._model, self._works, self._loss, self._lazy = model, every, loss, site.overlap and site.lazy
         link = site.machine.link(same_node=len(set(site.nodes)) == 1)
         rates = site.machine.rates
+        self._layer_s = rates.layer_s
         self._stall_s = site.machine.stall_s if site.ranks > 1 else 0.0
         segment = site.machine.segment_bytes(single_node=len(set(site.nodes)) == 1)
         ahead_s = SEGMENTS * segment * link.beta_s_per_byte
-        self._wire = _Wire(site.overlap, rates.beside_s_per_byte, rates.pace_beside, ahead_s)
+        self._wire = _Wire(site.overlap, rates, ahead_s)
         order = {layer.name: index for index, layer in enumerate(model.layers)}
         self._carriers = []
         for bucket, (reduce, publish) in zip(buckets, ways, strict=True):
@@ -251,7 +256,7 @@ class _Player:
         self._compute(name, inside * work.passes.forward)
         self._wait(name, [fetched])
         self._wait(name, [wire.start(work.sums[0], URGENT, self._stall_s)])
-        self._compute(name, (1 - inside) * work.passes.forward)
+        self._compute(name, (1 - inside) * work.passes.forward + self._layer_s)
         time = self.times[name]
         for journey in (work.there, work.back, *work.sums):
             time.num_bytes += journey.num_bytes
@@ -262,7 +267,7 @@ class _Player:
         if name not in self._below:
             return
         self._wait(name, returning.pop(name, []))
-        self._compute(name, passes.error)
+        self._compute(name, passes.error + self._layer_s)
         wants_input = self._below.intersection(layer.inputs)
         moved_first = bool(work.back.seconds)
         carrier = self._of.get(name)

@@ -93,6 +93,20 @@ def test_bytes_that_travel_beside_the_computation_lengthen_it():
     assert quiet.compute_s < loud.compute_s <= quiet.compute_s + sent * 1e-9
 
 
+def test_messages_that_travel_beside_the_computation_lengthen_it_however_short_they_are():
+    plan = make_plan(spec(), "data", 2, BATCH)
+    link = Link(alpha_s=1e-4, beta_s_per_byte=0.0)
+    quiet, loud = (foretold(plan, site_of(2, link, replace(QUIET, beside_s_per_message=m))) for m in (0.0, 5e-5))
+    sent = sum(layer.num_messages for layer in loud.layers)
+    assert quiet.compute_s < loud.compute_s <= quiet.compute_s + (sent + 4) * 5e-5  # and the step's totals
+
+
+def test_every_layer_costs_something_each_way_besides_its_operators():
+    plan, model = make_plan(spec(), "data", 1, BATCH), spec()
+    bare, found = (foretold(plan, site_of(1, FREE, replace(QUIET, layer_s=s))) for s in (0.0, 1e-3))
+    assert found.step_s - bare.step_s == pytest.approx(2e-3 * len(model.layers), rel=1e-6)
+
+
 def test_messages_that_travel_slower_beside_the_computation_leave_more_to_wait_for():
     plan = make_plan(spec(), "data", 2, BATCH)
     link = Link(alpha_s=1e-9, beta_s_per_byte=1e-7)
