@@ -74,6 +74,8 @@ class Layer:
         if x.ndim == 2:
             total += products_of_rows(x)
             return 0.0
+        if groups is None and (not self.maps or self.rule.needs_variance_only):
+            return self._add_at_once(x, total)
         widths = 0.0
         rows = x.reshape(len(x), -1, x.shape[-1])
         for channel, map_rows in enumerate(np.ascontiguousarray(rows.transpose(2, 0, 1))):
@@ -86,6 +88,20 @@ class Layer:
             if groups is not None and grouped is not None:
                 for index in np.flatnonzero(groups[:, channel]):
                     grouped[index] += own
+        return widths
+
+    def _add_at_once(self, x: np.ndarray, total: np.ndarray) -> float:
+        """Do what `add` does with one product of matrices: features over their map's sigma add up to the same."""
+        rows, widths = x.reshape(len(x), -1), 0.0
+        centred = rows - rows.mean(axis=0)
+        if self.maps:
+            squares = np.einsum("nf,nf->f", centred, centred).reshape(-1, x.shape[-1]).sum(axis=0, dtype=np.float64)
+            factor = self._widen * self.rule.scale
+            own = [factor * self.rule.width_of(one / (len(x) - 1), len(x), self.features) for one in squares]
+            widths = sum(own) / self.channels
+            inverses = np.sqrt([inverse_square(width) for width in own])
+            centred *= np.tile(inverses.astype(centred.dtype), self.features)
+        total += centred @ centred.T
         return widths
 
 

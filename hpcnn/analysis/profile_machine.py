@@ -177,7 +177,7 @@ class _Beside(NamedTuple):
     cost_s: float
     """By which the computation lasts longer."""
     traffic: Traffic
-    """What one rank sends."""
+    """What the busiest rank sends."""
     pace: float
 
 
@@ -231,4 +231,5 @@ def _beside(world: World, watch: Stopwatch, compute: Callable[[], object], num_b
     costs = [(seconds - alone) / max(1, len(journeys)) for seconds, journeys in together]
     journeys = [each for _, some in together for each in some] or [alone]
     cost, journey_s = watch.slowest([statistics.median(costs), statistics.median(journeys)])
-    return _Beside(max(0.0, cost), travel.traffic, min(1.0, max(SLOWEST_PACE, travel_s / journey_s)))
+    sent = Traffic(*map(int, watch.slowest([travel.traffic.num_messages, travel.traffic.num_bytes])))
+    return _Beside(max(0.0, cost), sent, min(1.0, max(SLOWEST_PACE, travel_s / journey_s)))

@@ -38,6 +38,19 @@ class WidthRule:
     scale: float = 1.0
     quantile: float = 0.05
 
+    @property
+    def needs_variance_only(self) -> bool:
+        """Whether `width_of` knows the width, which takes no products of samples."""
+        return self.name in ("silverman", "fixed")
+
+    def width_of(self, variance: float, samples: int, features: int) -> float:
+        """Return sigma from the sum of the features' variances, as `width` does; 0 where that is none or no number."""
+        if self.name == "fixed":
+            return 1.0
+        if not np.isfinite(variance) or variance <= 0.0:
+            return 0.0
+        return float(np.sqrt(variance) * samples ** (-1.0 / (4.0 + features)))
+
     def width(
         self, products: np.ndarray, features: int, same_class: np.ndarray | None = None, last: float = 0.0
     ) -> float:
@@ -55,12 +68,8 @@ class WidthRule:
             The width before this one; 0: there is none.
         """
         n, variance = len(products), np.trace(products) / (len(products) - 1)
-        if self.name == "fixed":
-            return 1.0
-        if not np.isfinite(variance) or variance <= 0.0:
-            return 0.0
-        if self.name == "silverman":
-            return float(np.sqrt(variance) * n ** (-1.0 / (4.0 + features)))
+        if self.needs_variance_only or not np.isfinite(variance) or variance <= 0.0:
+            return self.width_of(variance, n, features)
         distances = squared_distances(products)
         if self.name == "quantile":  # maps that are zero for many samples have many distances of zero
             return float(np.sqrt(np.quantile(distances[distances > 0.0], self.quantile)))

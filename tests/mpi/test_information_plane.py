@@ -26,10 +26,16 @@ BASE = (
 )
 PLANE = (
     *("analysis.information_plane_every_steps=2", "analysis.samples=13", "analysis.maps_every=2"),
-    *("analysis.maps=4", "analysis.pairs=3"),
+    *("analysis.errors=true", "analysis.maps=4", "analysis.pairs=3"),
 )
 RESNET = (
-    *("model.name=resnet20", "data.image_shape=[8,8,3]", "analysis.samples=8", "analysis.maps_every=0"),
+    *(
+        "model.name=resnet20",
+        "data.image_shape=[8,8,3]",
+        "analysis.samples=8",
+        "analysis.maps_every=0",
+        "analysis.errors=true",
+    ),
     *("train.steps=1", "analysis.information_plane_every_steps=1"),
 )
 
@@ -143,7 +149,7 @@ def test_what_cannot_be_measured_is_refused_by_all_ranks(folder: Path, recipe: t
 def test_errors_that_stay_in_parts_are_refused(folder: Path) -> None:
     recipe = (*PLANE, "model.name=yolo16", "model.batchnorm=false", "data.source=synthetic", "data.num_samples=16")
     recipe += ("data.image_shape=[64,64,3]", "train.global_batch=2", "train.steps=1", "analysis.samples=2")
-    recipe += ("plan.preset=tiled-groups", "analysis.maps_every=0", "train.compute=fp32")
+    recipe += ("plan.preset=tiled-groups", "analysis.errors=true", "analysis.maps_every=0", "train.compute=fp32")
     if world().size == 1:
         return
     with pytest.raises(PlanError, match=r"analysis\.errors"):

@@ -98,7 +98,7 @@ def test_a_record_is_read_back_and_others_in_the_file_stay(tmp_path: Path) -> No
     found = read(tmp_path / FILE)
     assert found is not None
     assert (found.layers, found.chain) == (LAYERS, (True, True, True))
-    assert found.attributes["alpha"] == 1.01
+    assert found.attributes["alpha"] == 2.0
     assert found.attributes["kernel_form"] == "exp(-d^2 / (2 sigma^2))"
     assert found.columns["I_x"].shape == (2, 3)
     assert found.columns["maps/conv1/pair_I_x"].shape == (2, 2)

@@ -16,7 +16,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run with a measured plane."""
     folder = tmp_path_factory.mktemp("run") / "lenet"
     settings = ["train.steps=120", "log.evaluate_every_epochs=0", "checkpoint.every_epochs=0", "train.lr=0.2"]
-    settings += ["analysis.samples=100", "analysis.information_plane_every_steps=30", "analysis.maps_every=2"]
+    settings += [
+        "analysis.samples=100",
+        "analysis.errors=true",
+        "analysis.alpha=1.01",
+        "analysis.information_plane_every_steps=30",
+        "analysis.maps_every=2",
+    ]
     settings += ["data.crop_padding=0", "data.flip=false"]
     words = ["train", "lenet5", "--out", str(folder), *(word for one in settings for word in ("--set", one))]
     done = launch(1, "hpcnn", words)
