@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     run = _module(args.command).run
     if not COMMANDS[args.command].needs_mpi(args):
-        return int(run(args))
+        return int(run(args)) if launched_rank() == 0 else 0  # it is one rank's work, and several would write one file
     from hpcnn.comm.abort import run_and_exit  # imports NumPy, which the other commands may do without
 
     return run_and_exit(lambda: int(run(args)))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +123,15 @@ def test_usage_error_exits_with_2_and_only_rank_0_speaks() -> None:
     assert (first.returncode, second.returncode) == (2, 2)
     assert "invalid choice: 'trian'" in first.stderr
     assert (second.stdout, second.stderr) == ("", "")
+
+
+def test_one_rank_does_what_takes_no_messages(tmp_path: Path) -> None:
+    words = ("plan", "lenet5", "--ranks", "2", "--save")
+    first, second = (hpcnn(*words, str(tmp_path / f"{rank}.toml"), PMI_RANK=str(rank)) for rank in range(2))
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "predicted" in first.stdout
+    assert (second.stdout, second.stderr) == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["0.toml"]
 
 
 def test_configuration_error_is_one_line_and_exits_with_2() -> None:
