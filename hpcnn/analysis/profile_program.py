@@ -18,6 +18,8 @@ from hpcnn.train import optimizers
 
 NUM_LAYERS = 40
 """So many that what a step has once hardly counts."""
+LEAST_S = 0.5
+"""How long steps are timed."""
 
 SIDE, CHANNELS, CLASSES = 4, 8, 2
 
@@ -47,5 +49,5 @@ def layer_seconds(watch: Stopwatch) -> float:
         program.train_step(images, labels, context, TimedUpdate(optimizer, 0))
 
     shape = (1, SIDE, SIDE, CHANNELS)
-    step_s, passes = watch.seconds([step], at_least_s=0.5)[0], time_passes(spec.layers[1], shape, shape, watch)
+    step_s, passes = watch.seconds([step], at_least_s=LEAST_S)[0], time_passes(spec.layers[1], shape, shape, watch)
     return max(0.0, (step_s / NUM_LAYERS - sum(passes)) / 2)

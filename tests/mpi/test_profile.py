@@ -33,6 +33,7 @@ def _short(monkeypatch) -> None:
         ("stopwatch.CALIBRATION_S", 0.1),
         ("profile_machine.BESIDE_S", 0.05),
         ("profile_machine.MEETINGS", 3),
+        ("profile_program.LEAST_S", 0.02),
         ("profile_links.LEAST_BYTES", 1024),
     ):
         monkeypatch.setattr(f"hpcnn.analysis.{name}", value)
