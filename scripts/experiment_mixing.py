@@ -31,15 +31,15 @@ HEAD = ["", "test accuracy", "distance of replicas", "bytes a step", "messages a
 NEVER = 1 << 30
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(description: str | None = __doc__, preset: str = "lenet5-mixing") -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", nargs="?", default="lenet5-mixing", help="preset or TOML file (%(default)s)")
-    parser.add_argument("--ranks", type=int, default=4, metavar="N", help="replicas (4)")
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", nargs="?", default=preset, help="preset or TOML file (%(default)s)")
+    parser.add_argument("--ranks", type=int, default=4, metavar="N", help="ranks of a run (4)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED", help="repeats (1 2 3)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     parser.add_argument("--json", type=Path, help="what every run came to")
-    parser.add_argument("--document", type=Path, help="write the table into its section 'mixing'")
+    parser.add_argument("--document", type=Path, help="write the table into its section")
     return parser
 
 
@@ -68,10 +68,10 @@ def result(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return what came out of all runs."""
+def measure(args: argparse.Namespace, ways: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Return what came out of all runs, by every way to train."""
     found = []
-    for name, settings in ways(args.ranks).items():
+    for name, settings in ways.items():
         for seed in args.seeds:
             records = train(args.ranks, args.preset, [*settings, f"train.seed={seed}", *args.set])
             found.append({"name": name, "seed": seed} | result(records))
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 def report(args: argparse.Namespace, found: Sequence[Mapping[str, Any]]) -> str:
     """Return the table and the line under it."""
     rows = [HEAD]
-    for name in ways(args.ranks):
+    for name in dict.fromkeys(one["name"] for one in found):
         runs = [one for one in found if one["name"] == name]
         columns = {key: [one[key] for one in runs] for key in ("accuracy", "distance", "bytes", "messages", "step_s")}
         rows.append(
@@ -104,7 +104,8 @@ def report(args: argparse.Namespace, found: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     """Train and report; errors are one line."""
-    return training.study("experiment_mixing", make_parser().parse_args(), measure, report, "mixing")
+    args = make_parser().parse_args()
+    return training.study("experiment_mixing", args, lambda args: measure(args, ways(args.ranks)), report, "mixing")
 
 
 if __name__ == "__main__":
