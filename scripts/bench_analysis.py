@@ -28,11 +28,11 @@ from virtual import training
 
 from hpcnn import configuration
 from hpcnn.analysis.information_plane import InformationPlane
+from hpcnn.analysis.scaling import QUIET
 from hpcnn.comm import start
 from hpcnn.train.setup import assemble
 from hpcnn.train.trainer import Trainer
 
-QUIET = ("checkpoint.every_epochs=0", "checkpoint.final=false", "log.evaluate_every_epochs=0", "log.every_seconds=0")
 CASES: Mapping[str, Sequence[str]] = {
     "the defaults": (),
     "`errors = true`": ("analysis.errors=true",),
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def seconds(settings: Sequence[str]) -> np.ndarray:
     """Return what one run takes, in the order of `TIMES`."""
-    parts = assemble(configuration.load("lenet5", [*QUIET, *settings]), start())
+    parts = assemble(configuration.load("lenet5", [*QUIET, "log.every_seconds=0", *settings]), start())
     observers = [InformationPlane(parts)] if parts.config.analysis.information_plane_every_steps else []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         streams = {"progress_stream": io.StringIO(), "result_stream": io.StringIO()}

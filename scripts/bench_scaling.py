@@ -127,13 +127,12 @@ def draw(args: argparse.Namespace, found: Found) -> None:
     for (rate, model), summaries in found.items():
         axes = grid[args.rates.index(rate)][models.index(model)]
         axes.plot(args.hosts, args.hosts, color="gray", linewidth=1, label="ideal")
-        base = min(summaries, key=lambda one: one.ranks)
+        base = summaries[0]
         for number, plan in enumerate(args.plans.split(",")):
             line = [base, *(one for one in summaries if one.plan == plan and one is not base)]
             color, ranks = f"C{number}", [one.ranks for one in line]
             axes.plot(ranks, [one.speedup.value for one in line], "o-", color=color, markersize=3, label=plan)
-            predicted = [(base.predicted_step_s or 0.0) / (one.predicted_step_s or 1.0) for one in line]
-            axes.plot(ranks, predicted, "--", color=color, linewidth=1)
+            axes.plot(ranks, [one.predicted_speedup for one in line], "--", color=color, linewidth=1)
         axes.plot([], [], "k--", linewidth=1, label="predicted")
         axes.set(title=f"{model}, {rate}", xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):

@@ -12,8 +12,10 @@ from hpcnn.nn.model import Model
 from hpcnn.nn.models.builder import GraphBuilder
 from hpcnn.parallel.exchange import make_exchange
 from hpcnn.parallel.program import Program
-from hpcnn.plan.exchanges import choose_buckets
+from hpcnn.plan.exchanges import buckets_of
+from hpcnn.plan.machine import DEFAULT
 from hpcnn.plan.planner import make_plan
+from hpcnn.plan.site import Site
 from hpcnn.train import optimizers
 
 NUM_LAYERS = 40
@@ -39,7 +41,7 @@ def layer_seconds(watch: Stopwatch) -> float:
     config = configuration.load("lenet5")
     world = watch.world.split(watch.world.rank)
     model, plan = Model(spec, seed=1), make_plan(spec, "data", 1, 1)
-    buckets = choose_buckets(spec, "allreduce", bucket_bytes=config.exchange.bucket_bytes, ranks=1, global_batch=1)
+    buckets = buckets_of(config, spec, plan, Site.of(config, DEFAULT, world.engine.nodes))
     exchange = make_exchange(config.exchange, spec, plan, buckets, model.parameters, world)
     program, optimizer = Program(model, plan, world, exchange), optimizers.build(config.train, model.parameters)
     images, labels = np.ones((1, *spec.input_shape), np.float32), np.zeros(1, np.int64)

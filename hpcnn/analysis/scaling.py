@@ -24,6 +24,12 @@ from hpcnn.plan.machine import load as load_machine
 from hpcnn.plan.site import Site
 from hpcnn.train.atomic import replacing
 
+QUIET = (
+    *("checkpoint.every_epochs=0", "checkpoint.every_steps=0", "checkpoint.final=false"),
+    "log.evaluate_every_epochs=0",
+)
+"""Settings of a run that is only to show its speed: nothing is evaluated or saved."""
+
 # The flags that decide on these keys; --set would be overruled by them.
 DECIDED = {
     "train.steps": "--steps",
@@ -76,9 +82,7 @@ class Study:
         for key in (override.partition("=")[0].strip() for override in self.overrides):
             if key in DECIDED:
                 raise ConfigError(f"scale: --set {key} would be overruled; give {DECIDED[key]} instead.")
-        quiet = [f"checkpoint.every_{times}=0" for times in ("epochs", "steps")]
-        quiet += ["checkpoint.final=false", "log.evaluate_every_epochs=0"]
-        config = configuration.load(self.source, [*quiet, *self.overrides])
+        config = configuration.load(self.source, [*QUIET, *self.overrides])
         data = config.data
         if Path(data.source).exists():  # jobs may start elsewhere
             data = dataclasses.replace(data, source=str(Path(data.source).resolve()))
