@@ -272,6 +272,9 @@ class FaultConfig:
     then, if another rank runs on its node."""
     keep_every_steps: Positive = 10
     """With "continue": copy the state in memory after so many steps; these are repeated at most."""
+    spare_ranks: Count = 0
+    """With "continue": the last so many ranks of the job stand by and take the places of ranks that die, so that the
+    plan stays what it is; best on a node of their own. Start so many more ranks than are to train."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

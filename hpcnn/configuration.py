@@ -172,6 +172,11 @@ def _refuse_combinations(config: Config) -> None:
             f"config: 'fault.on_rank_failure' (='continue') is for runs of one network, '{key}' trains several."
             ' Set fault.on_rank_failure = "stop".'
         )
+    if config.fault.spare_ranks and config.fault.on_rank_failure == "stop":
+        raise ConfigError(
+            f"config: 'fault.spare_ranks' (={config.fault.spare_ranks}) would stand by for nothing: the run ends when a"
+            ' rank dies. Set fault.on_rank_failure = "continue", or spare_ranks = 0.'
+        )
     if exchange.algorithm != "nccl":
         return
     if config.fault.on_rank_failure == "continue":

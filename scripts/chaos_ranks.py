@@ -3,11 +3,13 @@
 
     scripts/chaos_ranks.py --runs 50 --ranks 4 --seed 1
     scripts/chaos_ranks.py --runs 10 --kills 2 --set exchange.kind=sharded --set train.optimizer=adam
+    scripts/chaos_ranks.py --runs 10 --spares 1 --tolerance 0
 
 Needs Open MPI 5 with `mpirun` on PATH or beside this Python. A moment is a random time after a random step: in the next
 one, in a collective, in a checkpoint, in the evaluation. Every run must end with exit code 0 and parameters that differ
 from those of the undisturbed run by no more than the tolerance; in float64, since training magnifies the rounding of
-another number of ranks. Time lost is what passes from the signal to the end of the second step behind it.
+another number of ranks. With spare ranks, which are struck like all others, that number stays for as many blows. Time
+lost is what passes from the signal to the end of the second step behind it.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=5, help="disturbed runs (5)")
     parser.add_argument("--ranks", type=int, default=4, help="ranks of a run (4)")
     parser.add_argument("--kills", type=int, default=1, help="ranks killed in each run (1)")
+    parser.add_argument("--spares", type=int, default=0, help="ranks that stand by, besides (0)")
     parser.add_argument("--hang", action="store_true", help="stop ranks instead of killing them")
     parser.add_argument("--seed", type=int, default=0, help="of ranks and moments (0)")
     parser.add_argument("--tolerance", type=float, default=1e-9, help="largest difference of a parameter (1e-9)")
@@ -171,19 +174,21 @@ def main() -> int:
     draw, failures, lost, differences = random.Random(args.seed), 0, [], []
     kind = signal.SIGSTOP if args.hang else signal.SIGKILL
     settings = [*(["exchange.timeout_seconds=2"] if args.hang else []), *args.set]
+    ranks = args.ranks + args.spares
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder = Path(temporary)
         quiet = train(folder / "quiet", args.ranks, args.preset, settings, timeout=args.timeout)
+        settings += [f"fault.spare_ranks={args.spares}"] if args.spares else []
         if quiet.code:
             print(f"the undisturbed run ended with {quiet.code}:\n{quiet.output}")
             return 1
         print(f"undisturbed: {quiet.seconds:.2f} s from the first step to the end")
         for number in range(args.runs):
-            ranks = draw.sample(range(args.ranks), args.kills)
+            struck = draw.sample(range(ranks), args.kills)
             step_s = quiet.seconds / STEPS
-            blows = [Blow(draw.randrange(1, STEPS), draw.uniform(0.0, 2 * step_s), rank, kind) for rank in ranks]
+            blows = [Blow(draw.randrange(1, STEPS), draw.uniform(0.0, 2 * step_s), rank, kind) for rank in struck]
             where = folder / f"run-{number}"
-            end = train(where, args.ranks, args.preset, settings, blows, args.timeout)
+            end = train(where, ranks, args.preset, settings, blows, args.timeout)
             what = ", ".join(
                 f"rank {one.rank} {one.seconds * 1e3:.0f} ms after step {one.step}" for one in sorted(blows)
             )

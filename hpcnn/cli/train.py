@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from hpcnn import bounded, configuration
 from hpcnn.cli.manual import EXIT_CODES, Manual, explain
@@ -22,6 +23,7 @@ from hpcnn.train.trainer import EXIT_RUN_AGAIN, Trainer
 
 if TYPE_CHECKING:
     from hpcnn.comm.world import World
+    from hpcnn.train.checkpoint import Checkpoint
 
 DEFAULT = "lenet5"
 
@@ -112,25 +114,32 @@ def _train(args: argparse.Namespace, world: World, request: StopRequest) -> int:
         return _train_classes(args, config, world, folder, request)
     with world.agreeing():
         plan_text = _read_plan(args.plan)
-    recovery.check(config)
-    parts = assemble(config, world, plan_text)
-    try:
-        with device_errors(config):
-            trainer = Trainer(
-                parts, folder, progress_stream=sys.stderr, result_stream=sys.stdout, observers=_observers(parts)
-            )
-            trainer.prepare(resume=args.resume, init=args.init)
-            _write_environment(world, parts, folder / "environment.json")
-            trainer, outcome = recovery.train(trainer, args.init, _observers, request)
-        parts, world = trainer.parts, trainer.world
-        if config.log.trace_steps:
-            from hpcnn.report.trace import write_trace
+    recovery.check(config, world.size)
+    num_planned = world.size - config.fault.spare_ranks
 
-            write_trace(world, trainer.timeline, folder / "trace.json")
-    finally:
-        parts.close()
-    if world.rank == 0:
-        print(outcome.describe())
+    def make(team: World, *, again: bool = False, kept: Checkpoint | None = None) -> Trainer:
+        parts = assemble(config, team, plan_text if team.size == num_planned else None)
+        try:
+            streams: dict[str, TextIO] = {"progress_stream": sys.stderr, "result_stream": sys.stdout}
+            trainer = Trainer(parts, folder, **streams, observers=_observers(parts))
+            trainer.prepare(resume=again or args.resume, init=args.init, kept=kept)
+            if not again:
+                _write_environment(team, parts, folder / "environment.json")
+        except BaseException:
+            parts.close()
+            raise
+        return trainer
+
+    with device_errors(config):
+        trainer, outcome = recovery.train(config, world, make, request)
+    if trainer is not None:
+        with closing(trainer.parts):
+            if config.log.trace_steps:
+                from hpcnn.report.trace import write_trace
+
+                write_trace(trainer.world, trainer.timeline, folder / "trace.json")
+        if trainer.world.rank == 0:
+            print(outcome.describe())
     return EXIT_RUN_AGAIN if outcome.stopped else 0
 
 

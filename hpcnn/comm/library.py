@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import math
 import os
+import signal
+import subprocess
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +25,10 @@ SURVIVABLE = "OMPI_MCA_mpi_ft_enable"
 """What `mpirun --with-ft ulfm` of Open MPI sets on all ranks."""
 
 
+START_S, GRACE_S = 600.0, 1.0
+"""How long ranks that outlive others wait for one another at the start, and when they end after saying so."""
+
+
 @functools.cache
 def load() -> ModuleType:
     """Return mpi4py's module MPI; the first call initialises MPI with THREAD_MULTIPLE.
@@ -29,11 +38,13 @@ def load() -> ModuleType:
     CommError
         If mpi4py or the MPI library behind it cannot be loaded.
     """
-    if SURVIVABLE in os.environ:
+    survivable = SURVIVABLE in os.environ
+    if survivable:
         # MPI_Finalize is a barrier over the launcher, which now and then still waits for the dead.
         os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
     try:
-        from mpi4py import MPI
+        with started_within(START_S) if survivable else nullcontext():
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CommError(
@@ -41,6 +52,34 @@ def load() -> ModuleType:
             " Load the site's MPI module and `pip install mpi4py`, or `pip install 'hpcnn[mpich]'`."
         ) from None
     return MPI
+
+
+@contextmanager
+def started_within(seconds: float) -> Iterator[None]:
+    """End this process if the block, in which MPI starts, takes longer.
+
+    A launcher that lets ranks outlive others does not end the job for one that is killed before it has started, and the
+    others wait for it for ever, inside the library and with the interpreter's lock. So no thread of Python's can help:
+    what ends this process, with code 1, is that of `faulthandler`, and what says why another process, of rank 0.
+    """
+    words = (
+        f"hpcnn: error: comm: MPI has not started in {seconds:g} s: a rank was killed meanwhile, or is very late; the"
+        " job is ended. Start it again."
+    )
+    speaker = None
+    if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
+        command = ["/bin/sh", "-c", 'sleep "$1"; echo "$2" >&2', "hpcnn", f"{seconds}", words]
+        speaker = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            if speaker is not None:
+                with suppress(ProcessLookupError):
+                    os.killpg(speaker.pid, signal.SIGKILL)
+                speaker.wait()
 
 
 class NodeShare(NamedTuple):

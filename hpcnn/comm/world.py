@@ -106,6 +106,8 @@ class World:
 
     def revoke(self) -> None:
         """Raise an error on all ranks that wait for anything here; only `all_well` and `survivors` work afterwards."""
+        if self not in _abandoned:
+            _abandoned.append(self)
         engine = made_engine(self.comm)
         self._post.revoke()
         for comm in [self.comm, *([] if engine is None else engine.comms)]:
@@ -113,20 +115,22 @@ class World:
         if engine is not None:
             engine.stop()
 
-    def all_well(self, well: bool) -> bool:
-        """Return whether no rank has died and all bring True; the same on all (collective, also when revoked)."""
-        with guarded(self.watchdog.timeout_s, abort.end_job):
+    def all_well(self, well: bool, timeout_s: float) -> bool:
+        """Return whether no rank has died and all bring True; the same on all (collective, also when revoked).
+
+        The job is ended if that takes longer than `timeout_s` and a minute; 0: wait for ever.
+        """
+        with guarded(timeout_s, abort.end_job):
             return agreed(self.comm, well)
 
-    def survivors(self) -> World:
+    def survivors(self, timeout_s: float) -> World:
         """Return the world of those that are alive, after `revoke` (collective among them).
 
         Ranks keep their order and, in `ranks`, their names. From here on an exception that nobody catches ends the job
-        of the new world.
+        of the new world. The job is ended if they do not find each other in `timeout_s` or a minute; 0: wait for ever.
         """
-        _abandoned.append(self)
         comm, world = self.comm, None
-        with guarded(self.watchdog.timeout_s, abort.end_job):
+        with guarded(timeout_s, abort.end_job):
             while True:
                 comm = cast("MPI.Intracomm", comm.Shrink())
                 places = comm.Get_group().Translate_ranks(list(range(comm.size)), self.comm.Get_group())

@@ -4,25 +4,24 @@ A recovery is a resumed run: the ranks that are left form a world, plan for as m
 checkpoint, which their `Keeper` puts together where `--resume` reads a file. Steps since then are made again. If copies
 are missing, because ranks died together with those that kept theirs, it is the newest checkpoint of the run folder, or
 the beginning. Ranks may die during all that: it counts once all that are left agree that it is done.
+
+Spare ranks (`fault.spare_ranks`) are the last of the job. They hold nothing and wait for its end, or for an error: what
+is left of the job is divided anew, so that the first of them train where others did before.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from pathlib import Path
-from typing import TextIO
+from contextlib import suppress
+from typing import Protocol
 
 from hpcnn.comm.failure import rank_failure, why_not_survivable
 from hpcnn.comm.verdict import name_ranks
 from hpcnn.comm.world import World
 from hpcnn.config import Config
-from hpcnn.errors import ConfigError, RankFailure
-from hpcnn.train.observer import Observer
+from hpcnn.errors import ConfigError, HpcnnError, RankFailure
+from hpcnn.train.checkpoint import Checkpoint
 from hpcnn.train.outcome import Outcome
-from hpcnn.train.setup import Parts, assemble
 from hpcnn.train.signals import StopRequest
 from hpcnn.train.trainer import Trainer
 
@@ -30,99 +29,183 @@ MOST_ATTEMPTS, NOTICE_S = 10, 1.0
 """How often, and how far apart, ranks that have met an error find out whether one of them is dead."""
 
 
-def check(config: Config) -> None:
-    """Raise ConfigError if the run is to go on without ranks that die, and the MPI library cannot."""
-    reason = why_not_survivable() if config.fault.on_rank_failure == "continue" else ""
+def check(config: Config, num_ranks: int) -> None:
+    """Raise ConfigError if the run is to go on without ranks that die, and library or number of ranks forbid it."""
+    if config.fault.on_rank_failure == "stop":
+        return
+    reason = why_not_survivable()
     if reason:
         raise ConfigError(
             f"train: fault.on_rank_failure (='continue') needs user-level failure mitigation, but {reason}."
             ' Start the run by `mpirun --with-ft ulfm` of Open MPI 5, or set fault.on_rank_failure = "stop".'
         )
+    spare = config.fault.spare_ranks
+    if spare >= num_ranks:
+        raise ConfigError(
+            f"train: fault.spare_ranks (={spare}) leaves none of {num_ranks} ranks to train."
+            " Start more ranks, or set fewer spare ones."
+        )
 
 
-def train(
-    trainer: Trainer,
-    init: Path | None = None,
-    observers: Callable[[Parts], Sequence[Observer]] = lambda parts: (),
-    request: StopRequest | None = None,
-) -> tuple[Trainer, Outcome]:
+class Make(Protocol):
+    """Makes the trainer of a world, prepared: of a new run, or `again`, of one that lost ranks (collective)."""
+
+    def __call__(self, world: World, /, *, again: bool = False, kept: Checkpoint | None = None) -> Trainer:
+        """Return it; `kept` is the state to go on from, on rank 0, None if it is in the run folder."""
+
+
+class Crew:
+    """The ranks of a job: those that train, and behind them those that stand by (collective to make).
+
+    Attributes
+    ----------
+    everyone : World
+        All that are alive.
+    working : World
+        Those that train; on a rank that stands by, the others that do.
+    stands_by : bool
+        Whether this rank does.
+    """
+
+    def __init__(self, everyone: World, num_working: int, timeout_s: float) -> None:
+        self._num_working, self._timeout_s = num_working, timeout_s
+        self._join(everyone)
+
+    def _join(self, everyone: World) -> None:
+        self.everyone = everyone
+        self.stands_by = everyone.rank >= self._num_working
+        self.working = everyone if everyone.size <= self._num_working else everyone.split(int(self.stands_by))
+
+    @property
+    def reserve(self) -> tuple[int, ...]:
+        """The ranks that stand by, by their names in the world of `start`."""
+        return self.everyone.ranks[self._num_working :]
+
+    def agree(self) -> None:
+        """Return once the others are as far; ranks that stand by wait here, however long it takes (collective)."""
+        if self.reserve:
+            self.everyone.agree()
+
+    def tell(self, error: Exception) -> None:
+        """Have ranks that stand by raise what all others raise (collective among them)."""
+        if self.reserve and not self.stands_by and isinstance(error, HpcnnError):
+            with suppress(HpcnnError):
+                self.everyone.agree(error)
+
+    def revoke(self) -> None:
+        """Raise an error on all ranks that wait for anything."""
+        self.everyone.revoke()
+        if self.working is not self.everyone:
+            self.working.revoke()
+
+    def all_well(self, well: bool) -> bool:
+        """Return whether no rank has died and all bring True; the same on all (collective, also when revoked)."""
+        return self.everyone.all_well(well, self._timeout_s)
+
+    def shrink(self) -> None:
+        """Leave those that died behind (collective, after `revoke`); another death meanwhile is an error."""
+        self.everyone = self.working = self.everyone.survivors(self._timeout_s)
+        self._join(self.everyone)
+
+
+def train(config: Config, world: World, make: Make, request: StopRequest) -> tuple[Trainer | None, Outcome]:
     """Train to the end, without ranks that die on the way if the configuration says so (collective).
 
     Parameters
     ----------
-    trainer : Trainer
-        Prepared.
-    init : Path, optional
-        What the run began with; it begins with it again if nothing else is left of it.
-    observers : callable
-        Makes those of a trainer, as they were made for the first.
-    request : StopRequest, optional
-        Already listening; left out, signals are listened to from here on.
+    make : callable
+        Makes the first trainer, and one for every world of ranks that are left.
+    request : StopRequest
+        Listening.
 
     Returns
     -------
     Trainer
-        The last one, whose world has the ranks that are left.
+        The last one, whose world has the ranks that trained at the end; None on a rank that stands by.
     Outcome
         How it ended.
 
     Raises
     ------
     HpcnnError
-        What `Trainer.train` raises; and what the first steps of a run do, if it cannot be set up for fewer ranks.
+        What `make` and `Trainer.train` raise; and what they do later, if the run cannot be set up for fewer ranks.
     """
-    with StopRequest() if request is None else nullcontext(request) as listening:
-        if trainer.config.fault.on_rank_failure == "stop":
-            return trainer, trainer.train(listening)
+    crew = Crew(world, world.size - config.fault.spare_ranks, config.exchange.timeout_seconds)
+    survivable = config.fault.on_rank_failure == "continue"
+    trainer: Trainer | None = None
+    try:
         while True:
             outcome, failure = None, None
             try:
-                outcome = trainer.train(listening)
+                if not crew.stands_by:
+                    trainer = trainer or make(crew.working)
+                    outcome = trainer.train(request)
+                crew.agree()
+                if crew.reserve:
+                    outcome = crew.everyone.broadcast_obj(outcome)
             except Exception as error:
-                failure = rank_failure(error)
+                failure = rank_failure(error) if survivable else None
                 if failure is None:
+                    crew.tell(error)
                     raise
-                trainer.world.revoke()
-            if trainer.world.all_well(outcome is not None) and outcome is not None:
+                crew.revoke()
+            if (not survivable or crew.all_well(outcome is not None)) and outcome is not None:
                 return trainer, outcome
             failure = failure or RankFailure("train: a rank died at the end of the run.")
-            trainer = _recover(trainer, failure, lambda old, world: _again(old, world, init, observers))
+            trainer = _recover(crew, trainer, failure, make)
+    except BaseException:
+        if trainer is not None:
+            trainer.parts.close()
+        raise
 
 
-def _recover(old: Trainer, failure: RankFailure, again: Callable[[Trainer, World], Trainer]) -> Trainer:
-    """Return a trainer for the ranks that are left (collective among them); `failure` is raised if all are."""
-    world, attempts = old.world, 0
-    old.parts.close()
+def _recover(crew: Crew, old: Trainer | None, failure: RankFailure, make: Make) -> Trainer | None:
+    """Return the trainer of the ranks that are left, None if this one stands by; raise `failure` if none is dead.
+
+    Collective among those that are left.
+    """
+    before, attempts = crew.everyone.ranks, 0
+    stood_by = crew.reserve
+    if old is not None:
+        old.parts.close()
     while True:
-        world.revoke()
-        world = world.survivors()
-        if world.size == old.world.size:  # the library knows of an error, but not yet of a death
+        crew.revoke()
+        new, kept, ready, died = None, None, False, True
+        try:
+            crew.shrink()
+            died = crew.everyone.size < len(before)
+            if died:
+                kept = _collect(crew.everyone, old)
+                if not crew.stands_by:
+                    new = make(crew.working, again=True, kept=kept)
+                crew.agree()
+                ready = True
+        except Exception as error:
+            if rank_failure(error) is None:
+                crew.tell(error)
+                raise
+            crew.revoke()
+        if not died:  # the library knows of an error, but not yet of a death
             attempts += 1
             if attempts == MOST_ATTEMPTS:
                 raise failure
             time.sleep(NOTICE_S)
-            continue
-        new = None
-        try:
-            new = again(old, world)
-        except Exception as error:
-            if rank_failure(error) is None:
-                raise
-            world.revoke()
-        if world.all_well(new is not None) and new is not None:
-            return new
-
-
-def _again(old: Trainer, world: World, init: Path | None, observers: Callable[[Parts], Sequence[Observer]]) -> Trainer:
-    """Return a trainer for `world`, in the last state of `old` that is to be had (collective)."""
-    kept = old.keeper.collect(world) if old.keeper is not None else None
-    parts = assemble(old.config, world)
-    streams: dict[str, TextIO] = {"progress_stream": sys.stderr, "result_stream": sys.stdout}
-    new = Trainer(parts, old.folder, **streams, observers=observers(parts))
-    new.prepare(resume=True, init=init, kept=kept)
-    lost = sorted(set(old.world.ranks) - set(world.ranks))
-    new.say(
-        f"hpcnn: warning: {name_ranks(lost)} died at {old.world.watchdog.doing or 'the start'};"
-        f" {len(world.ranks)} go on from step {new.step}, {'a copy in memory' if kept else 'which was saved last'}."
-    )
+        elif crew.all_well(ready):
+            break
+    if new is not None:
+        lost = name_ranks(sorted(set(before) - set(crew.everyone.ranks)))
+        moment = "the start" if old is None else old.world.watchdog.doing or "the start"
+        took = sorted(set(stood_by) & set(crew.working.ranks))
+        filled = f" {name_ranks(took)} stood by and take{'s' if len(took) == 1 else ''} part;" if took else ""
+        source = "a copy in memory" if kept else "which was saved last"
+        new.say(
+            f"hpcnn: warning: {lost} died at {moment};{filled} {new.world.size} go on from step {new.step}, {source}."
+        )
     return new
+
+
+def _collect(everyone: World, old: Trainer | None) -> Checkpoint | None:
+    """Return, on the first rank, the last state that those that trained have together, if any (collective)."""
+    keeper = None if old is None else old.keeper
+    veterans = everyone.split(int(keeper is not None))
+    return None if keeper is None else keeper.collect(veterans)

@@ -61,6 +61,7 @@ def test_a_wrong_setting_is_refused_with_its_name_and_the_rule(override: str, me
             ["device=cuda", "exchange.algorithm=nccl", "fault.on_rank_failure=continue"],
             "'fault.on_rank_failure' (='continue') needs collectives that survive a rank",
         ),
+        (["fault.spare_ranks=2"], "'fault.spare_ranks' (=2) would stand by for nothing"),
         (["average.rule=equal", "fault.on_rank_failure=continue"], "'average.rule' trains several"),
         (["separation.method=rejection", "fault.on_rank_failure=continue"], "'separation.method' trains several"),
         (["average.rule=softmax"], "(='softmax') scores replicas on held-out images. Set average.validation_samples"),

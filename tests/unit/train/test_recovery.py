@@ -56,6 +56,13 @@ CASES = {
     "a rank that hangs": ([Blow(15, 0.0, 1, signal.SIGSTOP)], ("exchange.timeout_seconds=2",)),
     "two at once": ([Blow(15, 0.0, 1), Blow(15, 0.0, 2)], ("exchange.kind=sharded",)),
 }
+SPARED = {
+    "the first rank": (1, [Blow(12, 0.0, 0)], ()),
+    "one after the other": (2, [Blow(8, 0.0, 3), Blow(20, 0.01, 4)], ("plan.preset=model",)),
+    "one that stands by, and one that trains": (2, [Blow(5, 0.0, 4), Blow(18, 0.0, 2)], ("exchange.kind=sharded",)),
+    "more than stand by": (1, [Blow(15, 0.0, 1), Blow(15, 0.0, 2)], ("exchange.kind=sharded",)),
+}
+"""Ranks that stand by, behind four; which die; and settings."""
 
 
 @survivable
@@ -69,6 +76,35 @@ def test_the_others_come_to_the_end_of_an_undisturbed_run(tmp_path_factory, tmp_
     assert chaos_ranks.difference(reference, tmp_path / "run" / "final.h5") < 1e-10
     steps = (tmp_path / "run" / "metrics.jsonl").read_text().count('"event": "step"')
     assert steps == 30, "each step stands in the record once"
+
+
+@survivable
+@pytest.mark.parametrize("case", SPARED)
+def test_ranks_that_stand_by_take_the_places_of_those_that_die(tmp_path_factory, tmp_path, case):
+    spares, blows, settings = SPARED[case]
+    reference = undisturbed(tmp_path_factory.getbasetemp())
+    settings = ["train.steps=30", f"fault.spare_ranks={spares}", *settings]
+    end = chaos_ranks.train(tmp_path / "run", 4 + spares, "lenet5", settings, blows)
+    assert end.code == 0, end.output
+    assert "stood by and takes part; " in end.output
+    assert chaos_ranks.difference(reference, tmp_path / "run" / "final.h5") < 1e-10
+    left = 3 if case == "more than stand by" else 4
+    assert f"{left} go on from step" in end.output
+    assert "Traceback" not in end.output
+
+
+@survivable
+def test_ranks_that_stand_by_end_with_the_others(tmp_path):
+    end = chaos_ranks.train(tmp_path / "run", 3, "lenet5", ["fault.spare_ranks=1", "train.lr=1e30"], timeout=60)
+    assert end.code == 1
+    assert 1 == sum(line.startswith("hpcnn: error") for line in end.output.splitlines()), end.output
+
+
+@survivable
+def test_a_run_needs_ranks_that_do_not_stand_by(tmp_path):
+    end = chaos_ranks.train(tmp_path / "run", 2, "lenet5", ["fault.spare_ranks=2"], timeout=60)
+    assert end.code == 2
+    assert "leaves none of 2 ranks to train" in end.output
 
 
 @survivable
