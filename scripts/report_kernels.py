@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,6 +98,17 @@ def parse(text: str) -> tuple[list[Usage], list[str]]:
     return usages, complaints
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the compiler; a system that is short of something for a moment may refuse to start it, so try three times."""
+    for pause_s in (1, 5):
+        try:
+            return subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            print(f"{command[0]} did not start: {error}. Trying again in {pause_s} s.", file=sys.stderr)
+            time.sleep(pause_s)
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def compile_file(source: Path, target: str) -> Report:
     """Compile one file for one architecture; what was compiled before is read from `build/kernels`."""
     compiler = nvcc()
@@ -108,7 +120,7 @@ def compile_file(source: Path, target: str) -> Report:
         with tempfile.TemporaryDirectory(dir=BUILD) as folder:
             command = [compiler, *OPTIONS, f"-arch=sm_{target}", "-I", str(source.parent), "-I", str(KERNELS)]
             command += ["-o", f"{folder}/{source.stem}.cubin", str(source)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = _run(command)
             text = done.stdout + done.stderr
             if done.returncode:
                 return Report(source.stem, target, [], [], text)

@@ -18,6 +18,8 @@ if [ -n "${CI:-}" ]; then
 fi
 
 [ -t 1 ] || export PY_COLORS=0
+# With it, each of the hundreds of processes that tests start would compile all modules anew.
+unset PYTHONDONTWRITEBYTECODE
 
 passed=() failed=()
 # check NAME COMMAND...: run it whatever came before, and remember how it went.
@@ -62,7 +64,7 @@ if [ "${HPCNN_MPI:-mpich}" = mpich ]; then
     env HPCNN_MPI=openmpi bash -euc '
         . scripts/environment.sh
         setup_environment
-        timeout 120 python scripts/chaos_ranks.py --runs 1 --kills 2' >"$logs/outlive.log" 2>&1 &
+        timeout 120 python scripts/chaos_ranks.py --runs 1 --kills 2 --spares 1' >"$logs/outlive.log" 2>&1 &
     outlive=$!
 fi
 # ended PID LOG: wait for a command that was left to itself, and show what it said.
