@@ -120,18 +120,18 @@ def _train(args: argparse.Namespace, world: World, request: StopRequest) -> int:
     def make(team: World, *, again: bool = False, kept: Checkpoint | None = None) -> Trainer:
         parts = assemble(config, team, plan_text if team.size == num_planned else None)
         try:
-            streams: dict[str, TextIO] = {"progress_stream": sys.stderr, "result_stream": sys.stdout}
-            trainer = Trainer(parts, folder, **streams, observers=_observers(parts))
-            trainer.prepare(resume=again or args.resume, init=args.init, kept=kept)
-            if not again:
-                _write_environment(team, parts, folder / "environment.json")
+            with device_errors(config):
+                streams: dict[str, TextIO] = {"progress_stream": sys.stderr, "result_stream": sys.stdout}
+                trainer = Trainer(parts, folder, **streams, observers=_observers(parts))
+                trainer.prepare(resume=again or args.resume, init=args.init, kept=kept)
+                if not again:
+                    _write_environment(team, parts, folder / "environment.json")
         except BaseException:
             parts.close()
             raise
         return trainer
 
-    with device_errors(config):
-        trainer, outcome = recovery.train(config, world, make, request)
+    trainer, outcome = recovery.train(config, world, make, request)
     if trainer is not None:
         with closing(trainer.parts):
             if config.log.trace_steps:

@@ -230,13 +230,15 @@ class World:
         """What this rank has sent and waited for in collectives over `comm`, without messages of agreement."""
         return self.engine.communication
 
-    def agree(self, error: HpcnnError | None = None) -> None:
+    def agree(self, error: HpcnnError | None = None, seconds: float | None = None) -> None:
         """Raise on all ranks what any rank brings along, or return everywhere (collective).
 
         Parameters
         ----------
         error : HpcnnError, optional
             What went wrong on this rank. If several ranks bring one, the lowest is heard.
+        seconds : float, optional
+            How long to wait for the others, if they may not come; then return.
 
         Raises
         ------
@@ -245,7 +247,11 @@ class World:
         """
         mine = np.array([self.size if error is None else self.rank], np.int64)
         first = np.empty_like(mine)
-        self._finish(self.comm.Iallreduce(mine, first, load().MIN), "agreement")
+        request = self.comm.Iallreduce(mine, first, load().MIN)
+        if seconds is None:
+            self._finish(request, "agreement")
+        elif not wait(request.Test, self._patience, seconds):
+            return
         root = int(first[0])
         if root == self.size:
             return

@@ -22,11 +22,14 @@ from hpcnn.config import Config
 from hpcnn.errors import ConfigError, HpcnnError, RankFailure
 from hpcnn.train.checkpoint import Checkpoint
 from hpcnn.train.outcome import Outcome
+from hpcnn.train.setup import device_errors
 from hpcnn.train.signals import StopRequest
 from hpcnn.train.trainer import Trainer
 
 MOST_ATTEMPTS, NOTICE_S = 10, 1.0
 """How often, and how far apart, ranks that have met an error find out whether one of them is dead."""
+TOGETHER_S = 5.0
+"""How far apart ranks may be that raise the same error."""
 
 
 def check(config: Config, num_ranks: int) -> None:
@@ -87,10 +90,10 @@ class Crew:
             self.everyone.agree()
 
     def tell(self, error: Exception) -> None:
-        """Have ranks that stand by raise what all others raise (collective among them)."""
+        """Have ranks that stand by raise what all others raise; one that raises it alone ends the job (`abort`)."""
         if self.reserve and not self.stands_by and isinstance(error, HpcnnError):
             with suppress(HpcnnError):
-                self.everyone.agree(error)
+                self.everyone.agree(error, TOGETHER_S)
 
     def revoke(self) -> None:
         """Raise an error on all ranks that wait for anything."""
@@ -139,7 +142,8 @@ def train(config: Config, world: World, make: Make, request: StopRequest) -> tup
             try:
                 if not crew.stands_by:
                     trainer = trainer or make(crew.working)
-                    outcome = trainer.train(request)
+                    with device_errors(config):
+                        outcome = trainer.train(request)
                 crew.agree()
                 if crew.reserve:
                     outcome = crew.everyone.broadcast_obj(outcome)
