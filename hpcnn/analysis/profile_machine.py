@@ -15,8 +15,8 @@ from hpcnn import ops
 from hpcnn.analysis.profile_links import Meter, classes_of, measure_crossing, measure_link, significant
 from hpcnn.analysis.profile_program import layer_seconds
 from hpcnn.analysis.stopwatch import Stopwatch
+from hpcnn.comm.collective import Collective
 from hpcnn.comm.collectives import allreduce
-from hpcnn.comm.counters import Traffic
 from hpcnn.comm.library import load
 from hpcnn.comm.persistent import prepare_allreduce
 from hpcnn.comm.world import World
@@ -28,8 +28,10 @@ MAX_BYTES = 64 << 20
 STALL_S, MEETINGS = 0.03, 40
 """Computation between two meetings, as long as that of a layer, and how often ranks meet."""
 
-BESIDE_BYTES, SHORT_BYTES, BESIDE_S = 1 << 20, 1 << 10, 1.0
-"""What travels, again and again, beside a computation of about so many seconds; and what shows the cost of messages."""
+LONG_BYTES, SHORT_BYTES, BESIDE_S = 1 << 22, 1 << 10, 1.0
+"""What travels, again and again, beside a computation of about so many seconds: a usual bucket of gradients, halved
+where fewer than `JOURNEYS` would arrive meanwhile, and what shows the cost of looking for messages."""
+JOURNEYS = 4
 
 SLOWEST_PACE = 0.05
 """Of messages beside computation that is believed."""
@@ -125,9 +127,10 @@ def _rates(world: World, watch: Stopwatch) -> Rates:
     )
     long, short = (
         _beside(world, watch, lambda: ops.conv2d_forward(x[:1], filters, padding=1), num_bytes)
-        for num_bytes in (BESIDE_BYTES, SHORT_BYTES)
+        for num_bytes in (LONG_BYTES, SHORT_BYTES)
     )
-    per_byte = max(0.0, long.cost_s - short.cost_s) / max(1, long.traffic.num_bytes - short.traffic.num_bytes)
+    share = min(1.0, short.cost_s / short.journey_s)
+    per_byte = max(0.0, long.cost_s - share * long.journey_s) / max(1, long.num_bytes)
     return Rates(
         conv_forward_flops_per_s=forward,
         conv_input_gradient_flops_per_s=input_gradient,
@@ -138,7 +141,7 @@ def _rates(world: World, watch: Stopwatch) -> Rates:
         call_s=significant(watch.seconds([lambda: ops.activation_forward(few, "relu")])[0]),
         layer_s=significant(layer_seconds(watch)),
         beside_s_per_byte=significant(per_byte),
-        beside_s_per_message=significant(short.cost_s / max(1, short.traffic.num_messages)),
+        beside_share=significant(share),
         pace_beside=significant(long.pace),
     )
 
@@ -176,13 +179,32 @@ class _Beside(NamedTuple):
 
     cost_s: float
     """By which the computation lasts longer."""
-    traffic: Traffic
+    journey_s: float
+    """How long the all-reduce is under way."""
+    num_bytes: int
     """What the busiest rank sends."""
     pace: float
 
 
+def _journey(world: World, watch: Stopwatch, num_bytes: int) -> tuple[Collective, float]:
+    """Return an all-reduce of so many bytes, or of fewer where that takes long, and its seconds alone (collective)."""
+    travel = prepare_allreduce(world.engine, np.zeros(num_bytes // 4, np.float32), label="bytes beside computation")
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        travel.start()
+        travel.wait()
+        times.append(time.perf_counter() - begin)
+    seconds = watch.slowest([statistics.median(times[1:])])[0]
+    if num_bytes > SHORT_BYTES and seconds * JOURNEYS > BESIDE_S:
+        return _journey(world, watch, num_bytes // 2)
+    return travel, seconds
+
+
 def _beside(world: World, watch: Stopwatch, compute: Callable[[], object], num_bytes: int) -> _Beside:
     """Return by how much an all-reduce of so many bytes lengthens a computation, and how fast it is then (collective).
+
+    There are fewer bytes where they take too long.
 
     Parameters
     ----------
@@ -190,20 +212,10 @@ def _beside(world: World, watch: Stopwatch, compute: Callable[[], object], num_b
         Short, as messages are only looked at between two calls.
     """
     if world.size == 1:
-        return _Beside(0.0, Traffic(), 1.0)
-    array = np.zeros(num_bytes // 4, np.float32)
-    travel = prepare_allreduce(world.engine, array, label="bytes beside computation")
+        return _Beside(0.0, 1.0, 0, 1.0)
     world.engine.carry_on_in_background()
-
-    def there_and_back() -> None:
-        travel.start()
-        travel.wait()
-
+    travel, travel_s = _journey(world, watch, num_bytes)
     compute_s = watch.seconds([compute])[0]
-    begin = time.perf_counter()
-    for _ in range(4):
-        there_and_back()
-    travel_s = watch.slowest([(time.perf_counter() - begin) / 4])[0]
     count, starts = max(8, int(BESIDE_S / compute_s)), max(1, int(BESIDE_S / travel_s))
 
     def run(num_starts: int) -> tuple[float, list[float]]:
@@ -223,13 +235,14 @@ def _beside(world: World, watch: Stopwatch, compute: Callable[[], object], num_b
         seconds = time.perf_counter() - begin
         travel.wait()
         for _ in range(left):  # all ranks start it as often
-            there_and_back()
+            travel.start()
+            travel.wait()
         return seconds, journeys
 
     alone = statistics.median(run(0)[0] for _ in range(3))
     together = [run(starts) for _ in range(3)]
     costs = [(seconds - alone) / max(1, len(journeys)) for seconds, journeys in together]
     journeys = [each for _, some in together for each in some] or [alone]
-    cost, journey_s = watch.slowest([statistics.median(costs), statistics.median(journeys)])
-    sent = Traffic(*map(int, watch.slowest([travel.traffic.num_messages, travel.traffic.num_bytes])))
-    return _Beside(max(0.0, cost), sent, min(1.0, max(SLOWEST_PACE, travel_s / journey_s)))
+    mine = [statistics.median(costs), statistics.median(journeys), travel.traffic.num_bytes]
+    cost, journey_s, sent = watch.slowest(mine)
+    return _Beside(max(0.0, cost), journey_s, int(sent), min(1.0, max(SLOWEST_PACE, travel_s / journey_s)))

@@ -137,8 +137,8 @@ def describe(machine: Machine) -> str:
         f" linear {quantity(rates.linear_flops_per_s, 'flop/s')}; update {quantity(rates.update_bytes_per_s, 'B/s')};"
         f" memory {quantity(rates.memory_bytes_per_s, 'B/s')}; {rates.call_s * 1e6:.0f} us an operator,"
         f" {rates.layer_s * 1e6:.0f} us more a layer each way;"
-        f" {rates.beside_s_per_byte * 1e9:.2f} ns longer for a byte sent meanwhile and"
-        f" {rates.beside_s_per_message * 1e6:.0f} us for a message, at {100 * rates.pace_beside:.0f} %"
+        f" {100 * rates.beside_share:.0f} % longer while messages are under way, and"
+        f" {rates.beside_s_per_byte * 1e9:.2f} ns for a byte sent meanwhile, at {100 * rates.pace_beside:.0f} %"
         " of the speed at which it travels while ranks wait;"
         f" {len(machine.timings)} layers timed",
         "",

@@ -98,8 +98,8 @@ class Rates:
     """Seconds of a layer, forward and again backward, besides its operators."""
     beside_s_per_byte: float = 1e-9
     """Seconds by which a byte that is sent meanwhile, and another received, lengthen a rank's computation."""
-    beside_s_per_message: float = 0.0
-    """The same of a message, however short."""
+    beside_share: float = 0.0
+    """Part by which it is longer while anything is under way, however short: who carries it on looks for it."""
     pace_beside: float = 1.0
     """Speed of messages while ranks compute, in terms of that while they wait: less where cores are few."""
 
@@ -256,7 +256,7 @@ def from_toml(text: str, origin: str = "machine.toml") -> Machine:
         if (
             not math.isfinite(value)
             or value < 0
-            or (value == 0 and not name.endswith(("_per_byte", "_per_message", "stall_s", "hop_s", "layer_s")))
+            or (value == 0 and not name.endswith(("_per_byte", "_share", "stall_s", "hop_s", "layer_s")))
         ):
             raise _broken(origin, f"'{name}' (={value}) must be a positive number")
         if value != 0 and not SMALLEST <= value <= LARGEST:

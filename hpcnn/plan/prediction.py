@@ -2,7 +2,7 @@
 
 All ranks are taken to be in step: an operation lasts as long as on the rank where it is longest. There is one wire, on
 which the most urgent of what is under way travels; what a step waits for adds to it, what travels meanwhile lengthens
-the computation a little (`Rates.beside_s_per_byte`, `beside_s_per_message`) and is slower than it could be
+the computation a little (`Rates.beside_s_per_byte`, `beside_share`) and is slower than it could be
 (`Rates.pace_beside`). Three steps are played, as parameters of one may still travel in the next; the last one counts.
 """
 
@@ -104,7 +104,7 @@ class _Job:
 
     left_s: float
     slows: float
-    """Seconds by which a second of it lengthens the computation beside it."""
+    """Seconds by which the bytes of a second of it lengthen the computation beside it."""
     priority: int
     not_before: float = 0.0
     """When it arrives at the earliest, as others send it late."""
@@ -126,10 +126,7 @@ class _Wire:
 
     def start(self, journey: Journey, priority: int, stall_s: float = 0.0) -> _Job:
         """Put something on the wire; what it overtakes has some messages out already, which it waits for."""
-        rates, slows = self.rates, 0.0
-        if journey.seconds:
-            cost = journey.num_bytes * rates.beside_s_per_byte + journey.num_messages * rates.beside_s_per_message
-            slows = cost / journey.seconds
+        slows = journey.num_bytes * self.rates.beside_s_per_byte / journey.seconds if journey.seconds else 0.0
         job = _Job(journey.seconds, slows, priority, self.now + stall_s if journey.seconds else 0.0)
         for passed in [other for other in self.jobs if other.priority > priority and not job.done]:
             ahead = min(passed.left_s, self.segment_s)
@@ -145,7 +142,7 @@ class _Wire:
         begin, pace = self.now, self.rates.pace_beside
         while self.overlap and self.jobs and seconds > 0.0:
             job = self.jobs[0]
-            slower = 1.0 + min(1.0, job.slows * pace)
+            slower = 1.0 + min(1.0, self.rates.beside_share + job.slows * pace)
             passing = min(job.left_s / pace, seconds * slower)
             seconds -= passing / slower
             self._pass(job, passing, pace)

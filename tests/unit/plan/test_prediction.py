@@ -96,9 +96,12 @@ def test_bytes_that_travel_beside_the_computation_lengthen_it():
 def test_messages_that_travel_beside_the_computation_lengthen_it_however_short_they_are():
     plan = make_plan(spec(), "data", 2, BATCH)
     link = Link(alpha_s=1e-4, beta_s_per_byte=0.0)
-    quiet, loud = (foretold(plan, site_of(2, link, replace(QUIET, beside_s_per_message=m))) for m in (0.0, 5e-5))
-    sent = sum(layer.num_messages for layer in loud.layers)
-    assert quiet.compute_s < loud.compute_s <= quiet.compute_s + (sent + 4) * 5e-5  # and the step's totals
+    quiet, loud = (foretold(plan, site_of(2, link, replace(QUIET, beside_share=share))) for share in (0.0, 0.2))
+    travels_s = foretold(plan, replace(site_of(2, link, QUIET), overlap=False)).exposed_s
+    assert 0 < loud.compute_s - quiet.compute_s <= 0.2 * travels_s
+    slow = replace(link, alpha_s=1e3)  # something is always under way from the first gradient on
+    quiet, loud = (foretold(plan, site_of(2, slow, replace(QUIET, beside_share=share))) for share in (0.0, 0.2))
+    assert 1.1 * quiet.compute_s < loud.compute_s < 1.2 * quiet.compute_s
 
 
 def test_every_layer_costs_something_each_way_besides_its_operators():
