@@ -21,7 +21,7 @@ from hpcnn.arrays import Array
 from hpcnn.comm.background import Background
 from hpcnn.comm.collective import Collective, OfLibrary, Scheduled, check_fits
 from hpcnn.comm.counters import Communication, Traffic
-from hpcnn.comm.library import load, node_map, node_share
+from hpcnn.comm.library import load, node_share
 from hpcnn.comm.scratch import Scratch
 from hpcnn.comm.small import SMALL_BYTES, SMALL_TYPES, run_small, scratch_bytes
 from hpcnn.comm.staging import WHOLE, Staged, Touched, touched
@@ -90,12 +90,13 @@ class Engine:
         self.rank: int = self.comm.rank
         self.size: int = self.comm.size
         self.segment_bytes = segment_bytes
-        self.nodes = node_map(self.comm)
+        share = node_share(self.comm)
+        self.nodes = share.nodes
         self.machine: Machine = DEFAULT
         self.timeline: Timeline = OFF
         self.byte = mpi.BYTE
         self._waited_s = 0.0
-        self._patience = Patience(awake=True, rationed=node_share(self.comm).rationed)
+        self._patience = Patience(awake=True, rationed=share.rationed)
         self._num_tags = int(self.comm.Get_attr(mpi.TAG_UB) or 32767) + 1
         self._next_tag = NUM_FIXED_TAGS
         self._num_messages = self._num_bytes = 0

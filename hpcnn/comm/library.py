@@ -96,6 +96,8 @@ class NodeShare(NamedTuple):
     """Cores' worth of time that the tightest quota grants, such as 0.45 or 2; infinite without one."""
     num_sharing_quota: int = 1
     """Ranks that share that quota, this one included."""
+    nodes: tuple[int, ...] = (0,)
+    """The node of every rank, numbered in the order of their first ranks."""
 
     @property
     def num_threads(self) -> int:
@@ -118,7 +120,9 @@ def node_share(comm: MPI.Comm) -> NodeShare:
     try:
         everyone: list[tuple[frozenset[int], dict[str, float]]] = node.allgather((cores, quotas))
         num_sharing = sum(not cores.isdisjoint(theirs) for theirs, _ in everyone)
-        share = NodeShare(node.rank, node.size, len(cores), num_sharing)
+        numbers: dict[int, int] = {}
+        nodes = tuple(numbers.setdefault(first, len(numbers)) for first in comm.allgather(node.bcast(comm.rank)))
+        share = NodeShare(node.rank, node.size, len(cores), num_sharing, nodes=nodes)
         num_members = Counter(group for _, theirs in everyone for group in theirs)
         limits = [(limit, num_members[group]) for group, limit in quotas.items()]
         if not limits:
@@ -127,18 +131,6 @@ def node_share(comm: MPI.Comm) -> NodeShare:
         return share._replace(quota_cores=limit, num_sharing_quota=num_sharing_quota)
     finally:
         node.Free()
-
-
-def node_map(comm: MPI.Comm) -> tuple[int, ...]:
-    """Return the node of every rank of `comm`, numbered in the order of their first ranks (collective)."""
-    node = comm.Split_type(load().COMM_TYPE_SHARED, comm.rank)
-    try:
-        first = node.bcast(comm.rank)
-    finally:
-        node.Free()
-    firsts: list[int] = comm.allgather(first)
-    numbers: dict[int, int] = {}
-    return tuple(numbers.setdefault(rank, len(numbers)) for rank in firsts)
 
 
 def _cores() -> frozenset[int]:
