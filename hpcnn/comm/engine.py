@@ -87,8 +87,7 @@ class Engine:
                 "comm: an intercommunicator has two groups of ranks; collectives need one. Merge() it first."
             )
         self.comm = comm.Dup()
-        self.rank: int = self.comm.rank
-        self.size: int = self.comm.size
+        self.rank, self.size = int(self.comm.rank), int(self.comm.size)
         self.segment_bytes = segment_bytes
         share = node_share(self.comm)
         self.nodes = share.nodes
