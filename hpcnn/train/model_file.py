@@ -197,17 +197,23 @@ def _write_hdf5(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _create(file: Any, name: str, tensor: Array) -> Any:
-    """Return a new dataset, contiguous, whose place in the file is taken and not yet written to."""
+    """Return a new dataset, contiguous, whose place in the file is taken and not yet written to.
+
+    Neither it nor a group above it carries the time, which would make every file another.
+    """
     import h5py
 
+    *groups, short = name.split("/")
+    place = file
+    for group in groups:  # those that the library makes on the way have a time
+        place = place.require_group(group)
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    links.set_create_intermediate_group(True)
+    creation.set_obj_track_times(False)
     kind, space = h5py.h5t.py_create(tensor.dtype, logical=True), h5py.h5s.create_simple(tensor.shape)
-    return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, creation, links))
+    return h5py.Dataset(h5py.h5d.create(place.id, short.encode(), kind, space, creation))
 
 
 def _c_ordered(tensor: Array) -> Array:
